@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` builds, `make test` tests, `make demo` shows, `make help` tells the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := all
+
+GO ?= go
+PREFIX ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= /etc/systemd/system
+FUZZTIME ?= 10s
+VERSION ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo v0.1.0-dev)
+
+# Pods need root; who is not gets it for the tests and the demo only.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+
+# A git checkout that belongs to someone else (CI, sudo) makes go's own version stamp fail; ours is VERSION.
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+UNIT := ./internal/... ./cmd/... ./test/leak/... ./test/registry/...
+INTEGRATION := ./test/integration/...
+FAULT := ./test/fault/...
+
+.PHONY: all
+all: build ## build everything into bin/ (the default)
+
+.PHONY: build
+build: bin/berth bin/berth-shim bin/runc bin/cni/.built
+
+# Ours are built each time: go knows best what has changed, and is fast when nothing has.
+.PHONY: bin/berth bin/berth-shim
+bin/berth bin/berth-shim:
+	$(BUILD) -o $@ ./cmd/$(@F)
+
+# What comes from other projects is pinned with its checksums by the modules in tools/, and built when those change.
+# runc is linked as its own releases are (static, position-independent); without debug data, for it copies itself at each start.
+bin/runc: tools/runc/go.mod tools/runc/go.sum
+	@pkg-config --exists libseccomp || { echo "bin/runc needs libseccomp's development files: run 'make deps' first" >&2; exit 1; }
+	CGO_ENABLED=1 $(GO) build -C tools/runc -trimpath -buildmode=pie -tags "seccomp netgo osusergo urfave_cli_no_docs" \
+		-ldflags "-s -w -linkmode external -extldflags -static-pie" -o $(CURDIR)/$@ github.com/opencontainers/runc
+	@touch $@
+
+CNI_VERSION = $$($(GO) list -C tools/cni -m -f '{{.Version}}' github.com/containernetworking/plugins)
+
+bin/cni/.built: tools/cni/go.mod tools/cni/go.sum
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -C tools/cni -trimpath \
+		-ldflags "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(CNI_VERSION)" -o $(CURDIR)/$(@D)/ tool
+	@touch $@
+
+bin/tools/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	CGO_ENABLED=0 $(GO) build -C tools/lint -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: deps
+deps: ## install the system packages that build and tests need (Debian, Ubuntu), or name them
+	hack/deps.sh
+
+.PHONY: lint
+lint: bin/tools/golangci-lint ## lint everything
+	bin/tools/golangci-lint config verify
+	bin/tools/golangci-lint run
+
+.PHONY: fmt
+fmt: bin/tools/golangci-lint ## format the Go files as lint wants them
+	bin/tools/golangci-lint fmt
+
+# One after the other: tests of one machine's kernel must not see each other's pods.
+.PHONY: test
+test: ## run all tests; installs what is missing
+	$(MAKE) deps
+	$(MAKE) build
+	$(MAKE) test-unit
+	$(MAKE) test-integration
+	$(MAKE) test-fault
+
+.PHONY: test-unit
+test-unit: ## unit tests, with the race detector
+	$(AS_ROOT) env CGO_ENABLED=1 $(GO) test -race -timeout 10m $(UNIT)
+
+.PHONY: test-integration
+test-integration: build ## the real daemon with real runc, CNI and registry
+	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(INTEGRATION)
+
+.PHONY: test-fault
+test-fault: build ## kill -9 at every journal write, then recovery
+	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(FAULT)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (10s)
+	@grep -rlE '^func Fuzz' --include='*_test.go' internal test | while read -r file; do \
+		grep -oE '^func Fuzz[A-Za-z0-9_]*' "$$file" | cut -c6- | while read -r target; do \
+			echo "== $$target, $$(dirname "$$file")"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" </dev/null; \
+		done; \
+	done
+
+.PHONY: bench
+bench: deps build ## compare with containerd; see docs/benchmarks.md
+	$(AS_ROOT) $(GO) run ./test/bench $(BENCHFLAGS)
+
+.PHONY: demo
+demo: ## install, build and show a pod's whole life
+	$(MAKE) deps
+	$(MAKE) build
+	$(AS_ROOT) bin/berth demo
+
+# The programs live in a folder of their own, so that no other runc on the machine is touched; berth finds the rest beside itself.
+.PHONY: install
+install: build ## install into PREFIX (/usr/local) with the systemd unit
+	install -d $(DESTDIR)$(PREFIX)/lib/berth/cni $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
+	install -m 0755 bin/berth bin/berth-shim bin/runc $(DESTDIR)$(PREFIX)/lib/berth/
+	install -m 0755 $$(find bin/cni -type f -perm -u+x) $(DESTDIR)$(PREFIX)/lib/berth/cni/
+	ln -sfn ../lib/berth/berth $(DESTDIR)$(PREFIX)/bin/berth
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/berth.service >$(DESTDIR)$(UNITDIR)/berth.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/berth.service
+
+.PHONY: generate
+generate: ## make the generated code anew (wants protoc: Debian package protobuf-compiler)
+	@command -v protoc >/dev/null || { echo "protoc is missing: install protobuf-compiler" >&2; exit 1; }
+	@mkdir -p bin/tools
+	CGO_ENABLED=0 $(GO) build -o bin/tools/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc
+	PATH=$(CURDIR)/bin/tools:$$PATH $(GO) generate ./internal/...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
