@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The Go runtime need not watch the CPU limit of the shim's cgroup, which costs two open files and a look at them now and
+// then: one thread at a time is enough.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
+// Command berth-shim is the parent process of a pod's containers. The daemon starts it; people have no
+// need to.
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/berth-run/berth/internal/shim"
+)
+
+// version is set by the build.
+var version = "dev"
+
+const usage = `usage: berth-shim serve --dir DIR   serve a pod; descriptors 3 and 4 are listening unix sockets
+       berth-shim pause             be PID 1 of a shared PID namespace
+       berth-shim --version
+`
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	switch {
+	case len(args) == 1 && args[0] == "--version":
+		fmt.Println("berth-shim " + version)
+		return 0
+	case len(args) == 1 && args[0] == "pause":
+		shim.Pause()
+		return 0
+	case len(args) > 0 && args[0] == "serve":
+		dir, ok := dirFlag(args[1:])
+		if !ok {
+			break
+		}
+		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+		if err := shim.Serve(shim.Config{Dir: dir, Version: version, Log: log}); err != nil {
+			log.Error("shim ends", "err", err)
+			return 1
+		}
+		return 0
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return 2
+}
+
+// dirFlag takes --dir DIR or --dir=DIR; package flag would cost every pod some pages.
+func dirFlag(args []string) (string, bool) {
+	switch {
+	case len(args) == 2 && args[0] == "--dir":
+		return args[1], args[1] != ""
+	case len(args) == 1:
+		dir, ok := strings.CutPrefix(args[0], "--dir=")
+		return dir, ok && dir != ""
+	}
+	return "", false
+}

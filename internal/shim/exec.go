@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/berth-run/berth/internal/linux/memfd"
+	"github.com/berth-run/berth/internal/linux/proc"
+	"github.com/berth-run/berth/internal/linux/reaper"
+	"github.com/berth-run/berth/internal/shim/rpc"
+	"github.com/berth-run/berth/internal/shim/wire"
+	"github.com/berth-run/berth/internal/shimapi"
+)
+
+// maxExecs bounds the execs of one container that are not deleted.
+const maxExecs = 256
+
+// exec is a process that was started in a running container.
+type exec struct {
+	id      string
+	process *process
+	clients [3]*net.UnixConn // stdin, stdout, stderr; nil: not wanted
+	tty     bool
+}
+
+// startExec starts the process and returns its pid.
+func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
+	e := &exec{id: req.ExecID, process: newProcess()}
+	if err := t.addExec(e); err != nil {
+		return 0, err
+	}
+	err := e.connect(t, req, waiting)
+	if err == nil {
+		err = t.launchExec(e, req.Process)
+	}
+	if err != nil {
+		e.process.closeStreams()
+		e.hangUp()
+		t.removeExec(e)
+		return 0, err
+	}
+	e.process.mu.Lock()
+	child := e.process.child
+	e.process.mu.Unlock()
+	child.AfterExit(e.exited)
+	return child.PID, nil
+}
+
+// addExec takes the id.
+func (t *task) addExec(e *exec) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.phase != running {
+		return t.wrongPhaseLocked("exec in")
+	}
+	if _, ok := t.execs[e.id]; ok {
+		return rpc.Errorf(rpc.AlreadyExists, "exec %s of container %s exists", e.id, t.id)
+	}
+	if len(t.execs) >= maxExecs {
+		return rpc.Errorf(rpc.ResourceExhausted, "container %s has %d execs", t.id, maxExecs)
+	}
+	if t.execs == nil {
+		t.execs = make(map[string]*exec)
+	}
+	t.execs[e.id] = e
+	return nil
+}
+
+func (t *task) removeExec(e *exec) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.execs[e.id] == e {
+		delete(t.execs, e.id)
+	}
+	if len(t.execs) == 0 {
+		t.execs = nil // a map keeps the room that it once needed
+	}
+}
+
+func (t *task) findExec(id string) (*exec, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e, ok := t.execs[id]; ok {
+		return e, nil
+	}
+	return nil, rpc.Errorf(rpc.NotFound, "exec %s of container %s is not known", id, t.id)
+}
+
+func (t *task) allExecs() []*exec {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*exec, 0, len(t.execs))
+	for _, e := range t.execs {
+		all = append(all, e)
+	}
+	return all
+}
+
+// connect takes the connections that the client has made for this exec.
+func (e *exec) connect(t *task, req *wire.ExecRequest, waiting *streams) error {
+	wanted := [3]bool{req.Stdin, req.Stdout, req.Stderr}
+	for i, stream := range []shimapi.Stream{shimapi.Stdin, shimapi.Stdout, shimapi.Stderr} {
+		if !wanted[i] {
+			continue
+		}
+		conn, ok := waiting.take(t.id, e.id, stream)
+		if !ok {
+			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: %s is not connected to the stdio socket", e.id, stream)
+		}
+		e.clients[i] = conn
+	}
+	return nil
+}
+
+// hangUp closes the connections that no pump has taken over.
+func (e *exec) hangUp() {
+	for i, conn := range e.clients {
+		if conn != nil {
+			conn.Close()
+			e.clients[i] = nil
+		}
+	}
+}
+
+// launchExec runs `runtime exec --detach`.
+func (t *task) launchExec(e *exec, spec []byte) error {
+	terminal, err := jsonField(spec, "terminal")
+	if err != nil {
+		return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
+	}
+	e.tty = string(terminal) == "true"
+	specFile, err := memfd.New("process", spec)
+	if err != nil {
+		return err
+	}
+	defer specFile.Close()
+	pidFile := filepath.Join(t.bundle, "exec-"+e.id+".pid")
+	defer os.Remove(pidFile) // the runtime may not have come to writing it
+	call := &runtimeCall{options: t.options, extra: specFile}
+	call.args = []string{"exec", "--detach", "--process", fdPath(runtimeExtraFD), "--pid-file", pidFile}
+	if e.tty {
+		call.stdio, err = newTerminal(t.runtime.null, t.bundle, "console-"+e.id[:min(len(e.id), 32)])
+		if err == nil {
+			call.more = call.stdio.tty.dir
+			call.args = append(call.args, "--console-socket", call.stdio.tty.address(runtimeExtraFD+1))
+		}
+	} else {
+		call.stdio, err = newStdio(t.runtime.null, e.clients[0] != nil, e.clients[1] != nil, e.clients[2] != nil)
+	}
+	if err != nil {
+		return err
+	}
+	call.args = append(call.args, t.id)
+	return e.process.launch(t.runtime, call, pidFile, e.wire)
+}
+
+// wire connects the process's streams with the client's connections.
+func (e *exec) wire(s *stdio, terminal *os.File) {
+	stdin, outputs := s.stdin, s.output
+	if terminal != nil {
+		stdin, outputs[0] = terminal, terminal
+		e.process.mu.Lock()
+		e.process.terminal = terminal
+		e.process.mu.Unlock()
+	}
+	for i, output := range outputs {
+		if output == nil {
+			continue
+		}
+		var to sink = discard{} // a terminal must be read, wanted or not
+		if conn := e.takeClient(i + 1); conn != nil {
+			to = &clientSink{conn: conn}
+		}
+		e.process.addPumps(startPump(&pump{source: output, sink: to, tty: terminal != nil, last: true}))
+	}
+	if conn := e.takeClient(0); conn != nil {
+		e.process.addPumps(startPump(&pump{source: conn, sink: &stdinSink{stdin: stdin, keep: terminal != nil}, last: true}))
+	}
+}
+
+// takeClient hands the connection over to a pump.
+func (e *exec) takeClient(i int) *net.UnixConn {
+	if e.clients[i] == nil {
+		return nil
+	}
+	conn := e.clients[i]
+	e.clients[i] = nil
+	return conn
+}
+
+// exited lets the outputs run empty and makes the exit known at once: a client that is slow to read delays
+// its own end of file, nothing else.
+func (e *exec) exited(exit reaper.Exit) {
+	for _, pump := range e.process.allPumps() {
+		if _, ok := pump.sink.(*stdinSink); ok {
+			pump.stop()
+		} else {
+			pump.drain()
+		}
+	}
+	e.hangUp()
+	e.process.finish(exitStatus{pid: exit.PID, code: exit.Code(), signal: exit.Signal(), at: exit.At})
+}
+
+// kill signals the exec's process, or its whole tree.
+func (e *exec) kill(t *task, sig syscall.Signal, all bool) error {
+	if !all {
+		if e.process.ended() {
+			return rpc.Errorf(rpc.NotFound, "exec %s has already finished", e.id)
+		}
+		return e.process.signal(sig)
+	}
+	if err := t.thawFor(sig); err != nil {
+		return err
+	}
+	if e.process.pid() == 0 {
+		if done, err := e.killLaunch(sig); done || err != nil {
+			return err
+		}
+	}
+	tree := &processTree{group: t.group(), leader: e.process.pid(), startTime: e.process.ticks()}
+	if sig != syscall.SIGKILL {
+		_, err := tree.signal(sig)
+		return err
+	}
+	err := untilNone(killLimit, func() (int, error) { return tree.signal(sig) })
+	select { // reaped, too, when the caller hears of it
+	case <-e.process.exited:
+	case <-time.After(killLimit):
+		err = errors.Join(err, rpc.Errorf(rpc.DeadlineExceeded, "exec %s does not end", e.id))
+	}
+	return err
+}
+
+// killLaunch kills the runtime that is about to start the process, with all that it has started. It reports done unless the
+// runtime was faster.
+func (e *exec) killLaunch(sig syscall.Signal) (done bool, err error) {
+	e.process.mu.Lock()
+	launcher := e.process.launcher
+	e.process.mu.Unlock()
+	if launcher == nil || sig != syscall.SIGKILL {
+		return false, rpc.Errorf(rpc.FailedPrecondition, "exec %s is not started", e.id)
+	}
+	if stat, err := proc.ReadStat(launcher.PID); err == nil {
+		tree := &processTree{leader: launcher.PID, startTime: stat.StartTime}
+		if err := untilNone(killLimit, func() (int, error) { return tree.signal(sig) }); err != nil {
+			return false, err
+		}
+	}
+	select {
+	case <-e.process.launched:
+		return e.process.pid() == 0, nil
+	case <-time.After(killLimit):
+		return false, rpc.Errorf(rpc.DeadlineExceeded, "exec %s: the runtime does not end", e.id)
+	}
+}
+
+// processTree is what an exec has started: its descendants, and the processes of the container that are in the
+// session that the OCI runtime made for it, even those whose parents are gone.
+type processTree struct {
+	group     cgroup
+	leader    int
+	startTime uint64 // of leader
+}
+
+// signal sends sig to all members once and returns how many there were.
+func (t *processTree) signal(sig syscall.Signal) (int, error) {
+	members, err := t.members()
+	if err != nil {
+		return 0, err
+	}
+	return len(members), signalEach(members, sig)
+}
+
+func (t *processTree) members() ([]proc.Stat, error) {
+	leader, err := proc.ReadStat(t.leader)
+	if err == nil && leader.StartTime != t.startTime {
+		// The number has gone to another process: the kernel does not do that while the session has members.
+		return nil, nil
+	}
+	seen := make(map[int]bool)
+	var members []proc.Stat
+	if err == nil {
+		seen[t.leader] = true
+		members = append(members, leader)
+	}
+	inside, err := t.group.processes()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range inside {
+		if p.Session == t.leader && !seen[p.PID] {
+			seen[p.PID] = true
+			members = append(members, p)
+		}
+	}
+	for i := 0; i < len(members) && len(members) < maxCgroupProcs; i++ { // grows while it runs
+		children, err := proc.Children(members[i].PID)
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range children {
+			stat, err := proc.ReadStat(pid)
+			if err == nil && stat.PPID == members[i].PID && !seen[pid] {
+				seen[pid] = true
+				members = append(members, stat)
+			}
+		}
+	}
+	return living(members), nil
+}
+
+func living(processes []proc.Stat) []proc.Stat {
+	var live []proc.Stat
+	for _, p := range processes {
+		if !p.Zombie() {
+			live = append(live, p)
+		}
+	}
+	return live
+}
+
+// ticks is the start time of the process in clock ticks since boot, 0 if it is not known.
+func (p *process) ticks() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.startTime
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	taskpb "github.com/berth-run/berth/internal/shimapi/task"
+)
+
+// TestIdleMemory holds what a pod with three idle containers costs: memory of its shim's own (PSS, as twenty pods on
+// a node share the program's pages) and no CPU time at all.
+func TestIdleMemory(t *testing.T) {
+	if os.Getenv("BERTH_TEST_SHIM_RACE") != "" {
+		t.Log("with the race detector the figures mean nothing")
+		return
+	}
+	const pods, containers, limit = 20, 3, 1024 // limit in kB
+	shims := make([]*testShim, pods)
+	for i := range shims {
+		shims[i] = startShim(t)
+		for range containers {
+			id := shims[i].run(testContainer{args: []string{"sleep", "1000"}})
+			go shims[i].task.Wait(shims[i].ctx, &taskpb.WaitRequest{Id: id}) // as the daemon does
+		}
+	}
+	time.Sleep(idleAfter + time.Second)
+	sizes := make([]int, pods)
+	ticks := make([]string, pods)
+	for i, s := range shims {
+		sizes[i] = s.rollup("Pss")
+		ticks[i] = s.cpuTicks()
+	}
+	s := shims[0]
+	t.Logf("PSS %v kB; private dirty %d kB, RSS %d kB", sizes, s.rollup("Private_Dirty"), s.rollup("Rss"))
+	if largest := slices.Max(sizes); largest > limit {
+		t.Errorf("a shim has a PSS of %d kB, more than %d", largest, limit)
+	}
+	time.Sleep(3 * time.Second)
+	for i, s := range shims {
+		if now := s.cpuTicks(); now != ticks[i] {
+			t.Errorf("an idle shim has used CPU time: %s, then %s ticks", ticks[i], now)
+		}
+	}
+}
+
+// rollup reads a figure in kB.
+func (s *testShim) rollup(name string) int {
+	s.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", s.cmd.Process.Pid))
+	if err != nil {
+		s.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var size int
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			if _, err := fmt.Sscan(value, &size); err != nil {
+				s.Fatal(err)
+			}
+			return size
+		}
+	}
+	s.Fatalf("no %s", name)
+	return 0
+}
+
+// cpuTicks are the fields utime and stime of /proc/PID/stat.
+func (s *testShim) cpuTicks() string {
+	s.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+	if err != nil {
+		s.Fatal(err)
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	return fields[11] + "+" + fields[12]
+}

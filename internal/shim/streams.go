@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-run/berth/internal/shim/rpc"
+	"github.com/berth-run/berth/internal/shimapi"
+)
+
+const (
+	// maxStreams bounds the clients' connections that wait for their exec, or have not said yet for which.
+	maxStreams = 256
+	// streamWait is how long a connection may wait.
+	streamWait = 10 * time.Second
+)
+
+// streams holds the connections to the stdio socket until the exec comes that they belong to.
+type streams struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	waiting map[shimapi.StreamHeader]*waitingStream
+	unknown int // accepted, header not read yet
+	closed  bool
+}
+
+type waitingStream struct {
+	conn   *net.UnixConn
+	expiry *time.Timer
+}
+
+func newStreams(log *slog.Logger) *streams {
+	return &streams{log: log, waiting: make(map[shimapi.StreamHeader]*waitingStream)}
+}
+
+// serve takes connections until the listener is closed.
+func (s *streams) serve(listener *net.UnixListener) {
+	rpc.Accept(listener, s.log, func(conn *net.UnixConn) {
+		s.mu.Lock()
+		full := s.unknown+len(s.waiting) >= maxStreams
+		if !full {
+			s.unknown++
+		}
+		s.mu.Unlock()
+		if full {
+			s.refuse(conn, fmt.Errorf("%d streams are waiting already", maxStreams))
+			return
+		}
+		go s.admit(conn)
+	})
+}
+
+// admit reads the header and answers.
+func (s *streams) admit(conn *net.UnixConn) {
+	header, err := s.identify(conn)
+	s.mu.Lock()
+	s.unknown--
+	if err == nil {
+		err = s.addLocked(header, conn)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		s.refuse(conn, err)
+		return
+	}
+	// From here on the connection may already have been taken: the exec cannot come before the answer from a
+	// client that keeps to the protocol.
+	if err := shimapi.WriteStreamAnswer(conn, nil); err != nil {
+		s.drop(header, conn)
+	}
+}
+
+func (s *streams) identify(conn *net.UnixConn) (shimapi.StreamHeader, error) {
+	if err := conn.SetDeadline(time.Now().Add(streamWait)); err != nil {
+		return shimapi.StreamHeader{}, err
+	}
+	if err := samePeer(conn); err != nil {
+		return shimapi.StreamHeader{}, err
+	}
+	header, err := shimapi.ReadStreamHeader(conn)
+	if err != nil {
+		return header, err
+	}
+	if header.ExecID == "" {
+		return header, errors.New("attach is not available yet")
+	}
+	return header, conn.SetDeadline(time.Time{})
+}
+
+// samePeer refuses other users than ours, should the socket's mode ever let them in.
+func samePeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *syscall.Ucred
+	var failure error
+	err = raw.Control(func(fd uintptr) {
+		peer, failure = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err == nil {
+		err = failure
+	}
+	if err != nil {
+		return fmt.Errorf("identify client: %w", err)
+	}
+	if int(peer.Uid) != os.Geteuid() {
+		return fmt.Errorf("identify client: user %d is not welcome", peer.Uid)
+	}
+	return nil
+}
+
+// addLocked registers the stream until it is taken or streamWait is over. Preconditions: s.mu is held.
+func (s *streams) addLocked(header shimapi.StreamHeader, conn *net.UnixConn) error {
+	if s.closed {
+		return errors.New("the shim is ending")
+	}
+	if _, ok := s.waiting[header]; ok {
+		return fmt.Errorf("%s of exec %s is connected already", header.Stream, header.ExecID)
+	}
+	s.waiting[header] = &waitingStream{conn: conn, expiry: time.AfterFunc(streamWait, func() { s.drop(header, conn) })}
+	return nil
+}
+
+func (s *streams) refuse(conn *net.UnixConn, reason error) {
+	s.log.Warn("refused a stream", "err", reason)
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second)) // the client may be gone: its matter
+	_ = shimapi.WriteStreamAnswer(conn, reason)
+	conn.Close()
+}
+
+// drop closes the stream if it is still waiting.
+func (s *streams) drop(header shimapi.StreamHeader, conn *net.UnixConn) {
+	s.mu.Lock()
+	found, ok := s.waiting[header]
+	ok = ok && found.conn == conn
+	if ok {
+		delete(s.waiting, header)
+	}
+	s.mu.Unlock()
+	if ok {
+		found.expiry.Stop()
+		conn.Close()
+	}
+}
+
+// take hands over a waiting stream.
+func (s *streams) take(id, exec string, stream shimapi.Stream) (*net.UnixConn, bool) {
+	header := shimapi.StreamHeader{ID: id, ExecID: exec, Stream: stream}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, ok := s.waiting[header]
+	if !ok {
+		return nil, false
+	}
+	delete(s.waiting, header)
+	found.expiry.Stop()
+	return found.conn, true
+}
+
+// close drops all that waits and refuses what still comes.
+func (s *streams) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for header, found := range s.waiting {
+		found.expiry.Stop()
+		found.conn.Close()
+		delete(s.waiting, header)
+	}
+}

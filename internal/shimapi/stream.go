@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shimapi
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// MaxStreamHeader bounds the JSON of a stream header.
+const MaxStreamHeader = 4096
+
+// maxRefusal bounds the text of a refused stream.
+const maxRefusal = 1024
+
+// Stream names one of a process's three streams.
+type Stream string
+
+// The streams of a process.
+const (
+	Stdin  Stream = "stdin"
+	Stdout Stream = "stdout"
+	Stderr Stream = "stderr"
+)
+
+// ErrStreamHeader is returned by ReadStreamHeader for a header that breaks the protocol.
+var ErrStreamHeader = errors.New("malformed stream header")
+
+// StreamHeader is the first thing that a client sends on a connection to the stdio socket: four bytes of
+// big-endian length, then this as JSON. The shim answers with one byte 0 once the stream is registered,
+// or with 1, a two-byte length and a text. Then follow raw bytes. For an exec the client connects its
+// streams before it calls Shim.Exec, which names the ones to expect: so no byte is lost.
+type StreamHeader struct {
+	ID     string `json:"id"`
+	ExecID string `json:"exec_id"`
+	Stream Stream `json:"stream"`
+}
+
+// WriteStreamHeader sends the header in one write.
+func WriteStreamHeader(w io.Writer, header StreamHeader) error {
+	data, err := json.Marshal(header)
+	if err != nil {
+		return fmt.Errorf("encode stream header: %w", err)
+	}
+	if len(data) > MaxStreamHeader {
+		return fmt.Errorf("encode stream header: %w: %d bytes", ErrStreamHeader, len(data))
+	}
+	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data)))
+	if _, err := w.Write(append(frame, data...)); err != nil {
+		return fmt.Errorf("write stream header: %w", err)
+	}
+	return nil
+}
+
+// ReadStreamHeader receives a header and checks it. It reads not one byte more than the header.
+func ReadStreamHeader(r io.Reader) (StreamHeader, error) {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return StreamHeader{}, fmt.Errorf("read stream header: %w", err)
+	}
+	length := binary.BigEndian.Uint32(size[:])
+	if length == 0 || length > MaxStreamHeader {
+		return StreamHeader{}, fmt.Errorf("%w: length %d is not in 1..%d", ErrStreamHeader, length, MaxStreamHeader)
+	}
+	data := make([]byte, length)
+	if _, err := io.ReadFull(r, data); err != nil {
+		return StreamHeader{}, fmt.Errorf("read stream header: %w", err)
+	}
+	var header StreamHeader
+	if err := json.Unmarshal(data, &header); err != nil {
+		return StreamHeader{}, fmt.Errorf("%w: %w", ErrStreamHeader, err)
+	}
+	switch {
+	case header.ID == "":
+		return StreamHeader{}, fmt.Errorf("%w: no container id", ErrStreamHeader)
+	case header.Stream != Stdin && header.Stream != Stdout && header.Stream != Stderr:
+		return StreamHeader{}, fmt.Errorf("%w: unknown stream %q", ErrStreamHeader, header.Stream)
+	}
+	return header, nil
+}
+
+// WriteStreamAnswer tells the client that its stream is registered (refusal nil) or why it is not.
+func WriteStreamAnswer(w io.Writer, refusal error) error {
+	frame := []byte{0}
+	if refusal != nil {
+		text := refusal.Error()
+		text = text[:min(len(text), maxRefusal)]
+		frame = binary.BigEndian.AppendUint16([]byte{1}, uint16(len(text)))
+		frame = append(frame, text...)
+	}
+	if _, err := w.Write(frame); err != nil {
+		return fmt.Errorf("write stream answer: %w", err)
+	}
+	return nil
+}
+
+// A RefusedError is the shim's reason not to take a stream.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return "stream refused: " + e.Reason }
+
+// ReadStreamAnswer waits for the shim's answer: nil, a *RefusedError, or what broke the connection.
+func ReadStreamAnswer(r io.Reader) error {
+	var answer [3]byte
+	if _, err := io.ReadFull(r, answer[:1]); err != nil {
+		return fmt.Errorf("read stream answer: %w", err)
+	}
+	if answer[0] == 0 {
+		return nil
+	}
+	if _, err := io.ReadFull(r, answer[1:]); err != nil {
+		return fmt.Errorf("read stream answer: %w", err)
+	}
+	text := make([]byte, min(int(binary.BigEndian.Uint16(answer[1:])), maxRefusal))
+	if _, err := io.ReadFull(r, text); err != nil {
+		return fmt.Errorf("read stream answer: %w", err)
+	}
+	return &RefusedError{Reason: string(text)}
+}
