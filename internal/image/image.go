@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package image keeps the node's images: it pulls them from registries, unpacks their layers, gives containers root file systems and
+// collects what nobody needs. It is the only door to containerd's image libraries; pod and cri use it, with
+// value types of its own.
+package image
+
+import (
+	"errors"
+	"time"
+)
+
+var (
+	// ErrNotFound: no such image, here or in the registry.
+	ErrNotFound = errors.New("image not found")
+	// ErrInvalidReference: what was given cannot name an image.
+	ErrInvalidReference = errors.New("invalid image reference")
+	// ErrUnauthorized: the registry refuses the credentials, or wants some.
+	ErrUnauthorized = errors.New("registry refuses access")
+	// ErrUnavailable: no registry for the image could be reached or gave a useful answer; trying later may help.
+	ErrUnavailable = errors.New("registry unavailable")
+	// ErrCorrupt: what the registry sent is not what it promised.
+	ErrCorrupt = errors.New("corrupt image")
+	// ErrUnsupported: an image of a kind that this node cannot run.
+	ErrUnsupported = errors.New("unsupported image")
+)
+
+// Image is one image of the store.
+type Image struct {
+	// ID is the digest of the image's configuration, "sha256:…".
+	ID string
+	// RepoTags and RepoDigests are the references that lead to it.
+	RepoTags, RepoDigests []string
+	// Size is what was to be downloaded for it, in bytes.
+	Size int64
+	// UID is the user it wants to run as, where that is a number; else Username is its name. Neither: root.
+	UID      *int64
+	Username string
+	// User is the same as its configuration has it, with a group if there is one.
+	User                 string
+	Entrypoint, Cmd, Env []string
+	WorkingDir           string
+	StopSignal           string
+	Labels               map[string]string
+	Volumes              []string
+	Created              time.Time
+	// ChainID names its unpacked layers, Layers counts them.
+	ChainID string
+	Layers  int
+	// Pinned images are not collected by the kubelet.
+	Pinned bool
+}
+
+// Auth are credentials for one pull. They are never logged.
+type Auth struct {
+	Username, Password string
+	// Auth is base64 of "username:password", instead of the two.
+	Auth string
+	// IdentityToken is an OAuth refresh token, RegistryToken a bearer token that is sent as it is.
+	IdentityToken, RegistryToken string
+	// ServerAddress, where given, is the only host that gets them.
+	ServerAddress string
+}
+
+// PullRequest names an image to pull.
+type PullRequest struct {
+	Ref  string
+	Auth *Auth
+}
+
+// Mount is one mount of a root file system.
+type Mount struct {
+	Type, Source string
+	Options      []string
+}
+
+// RootfsRequest asks for a container's root file system.
+type RootfsRequest struct {
+	// ID is the container's.
+	ID      string
+	ImageID string
+}
+
+// Rootfs is a container's root file system, to be mounted.
+type Rootfs struct{ Mounts []Mount }
+
+// FSInfo tells what the store takes of its file system.
+type FSInfo struct {
+	Mountpoint            string
+	UsedBytes, InodesUsed int64
+}
