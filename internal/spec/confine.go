@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const appArmorField = "linux.security_context.apparmor"
+
+// appArmorProfile is the name of the profile that confines the container, empty for none. A named profile on a node without
+// AppArmor is an error: the container would run without the protection that its owner counts on. The default one is not.
+func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
+	if sc.GetPrivileged() { // CRI: AppArmor confinement is not applied
+		return "", nil
+	}
+	p, err := askedAppArmor(sc)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		return "", nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && host.AppArmor:
+		return p.GetLocalhostRef(), nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return "", invalid(appArmorField, "profile %q: this node's kernel has no AppArmor", p.GetLocalhostRef())
+	case !host.AppArmor:
+		return "", nil
+	case host.AppArmorDefault == "" && p != nil:
+		return "", notYet(appArmorField, "the default profile")
+	}
+	return host.AppArmorDefault, nil
+}
+
+// askedAppArmor reads the field and, where it is not set, the deprecated one. nil: nothing is asked for.
+func askedAppArmor(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
+	p := sc.GetApparmor()
+	if p == nil {
+		name := sc.GetApparmorProfile() //nolint:staticcheck // deprecated, and still the only one that some clients set
+		ref, local := strings.CutPrefix(name, "localhost/")
+		switch {
+		case name == "" || name == "runtime/default":
+			return nil, nil
+		case name == "unconfined":
+			return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+		case !local:
+			return nil, invalid("linux.security_context.apparmor_profile", "%q is neither runtime/default nor unconfined nor localhost/…", name)
+		}
+		p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
+	}
+	return p, validProfile(appArmorField, p)
+}
+
+func validProfile(field string, p *runtimeapi.SecurityProfile) error {
+	_, known := runtimeapi.SecurityProfile_ProfileType_name[int32(p.GetProfileType())]
+	local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost
+	switch {
+	case !known:
+		return invalid(field+".profile_type", "%d is unknown", p.GetProfileType())
+	case local && p.GetLocalhostRef() == "":
+		return invalid(field+".localhost_ref", "is empty, profile_type Localhost wants one")
+	case !local && p.GetLocalhostRef() != "":
+		return invalid(field+".localhost_ref", "%q is set, but profile_type is %s", p.GetLocalhostRef(), p.GetProfileType())
+	}
+	return oneLine(field+".localhost_ref", p.GetLocalhostRef())
+}
+
+// checkSELinux: without SELinux in the kernel labels say nothing. With it they would be needed, and are not applied yet.
+func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error {
+	o := sc.GetSelinuxOptions()
+	if host.SELinux && !sc.GetPrivileged() && (o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != "") {
+		return notYet("linux.security_context.selinux_options", "SELinux labels")
+	}
+	return nil
+}

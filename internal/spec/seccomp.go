@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Profile is a seccomp profile: none (the zero value), the default one, or one in Docker's or the OCI's JSON format.
+type Profile struct {
+	Default bool
+	// Path names the profile in errors; JSON is its content.
+	Path string
+	JSON []byte
+}
+
+// applySeccomp renders the profile for the spec's own capabilities: the default one allows more to who may more. Its rules also depend
+// on the architecture and, for kernels before 4.8, the kernel: constants of any machine that Berth runs on.
+func applySeccomp(s *specs.Spec, p Profile) error {
+	if !p.Default && p.Path == "" && p.JSON == nil {
+		return nil
+	}
+	var err error
+	if p.Default {
+		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
+	} else {
+		s.Linux.Seccomp, err = seccomp.LoadProfile(string(p.JSON), s)
+	}
+	if err != nil {
+		return fmt.Errorf("linux.security_context.seccomp: profile %s: %w: %w", p.Path, ErrInvalid, err)
+	}
+	// The library takes {} for a wish to be unconfined; here somebody has asked to be confined.
+	if s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction == "" {
+		return invalid("linux.security_context.seccomp", "profile %s has no defaultAction", p.Path)
+	}
+	return nil
+}
+
+// ExecJSON is ExecProcess from and to JSON, for a container's config.json.
+func ExecJSON(configJSON []byte, cmd []string, tty bool) ([]byte, error) {
+	var s specs.Spec
+	if err := json.Unmarshal(configJSON, &s); err != nil {
+		return nil, fmt.Errorf("read the container's spec: %w", err)
+	}
+	if s.Process == nil {
+		return nil, fmt.Errorf("read the container's spec: it has no process")
+	}
+	p, err := ExecProcess(&s, cmd, tty)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(p)
+}

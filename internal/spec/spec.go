@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package spec turns a CRI configuration, an image's configuration and facts about the host into an OCI runtime-spec. It is pure: it
+// reads no file, no clock and no environment, so that what a container gets can be tested to the letter. pod's Specs (in daemon)
+// is its only caller.
+package spec
+
+import (
+	"errors"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+var (
+	// ErrInvalid: the configuration can never work; the text names the field as the CRI does.
+	ErrInvalid = errors.New("invalid")
+	// ErrNotYet: the CRI has the field, this release does not honour it, and ignoring it would be wrong.
+	ErrNotYet = errors.New("not supported by this release")
+)
+
+// ociVersion is the lowest version of the runtime-spec that has all that is used here: older runtimes refuse newer ones.
+const ociVersion = "1.2.0"
+
+// Input is all that a spec is made from.
+type Input struct {
+	Sandbox   *runtimeapi.PodSandboxConfig
+	Container *runtimeapi.ContainerConfig
+	Image     ImageConfig
+	User      User
+	Paths     Paths
+	Host      Host
+	// CgroupsPath in the form of the cgroup driver in use.
+	CgroupsPath            string
+	SandboxID, ContainerID string
+	// Profile is the seccomp profile; a privileged container gets none.
+	Profile Profile
+	// Devices are what Container.Devices name on this host, in their order.
+	Devices []Device
+}
+
+// ImageConfig is what counts of an image's configuration.
+type ImageConfig struct {
+	Entrypoint, Cmd, Env []string
+	WorkingDir           string
+	StopSignal           string
+}
+
+// User is whom the process runs as, resolved against the image.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+	Home     string
+}
+
+// Paths are those on the host that a spec refers to. An empty namespace path is the host's namespace; PIDNS is read only where the
+// container shares one.
+type Paths struct {
+	Rootfs, NetNS, IPCNS, UTSNS, PIDNS string
+	ResolvConf, Hostname, Shm          string
+	PauseBinary                        string
+}
+
+// Host is what the node allows.
+type Host struct {
+	// Hostname is the HOSTNAME of containers in the host's network.
+	Hostname string
+	// CgroupV2: only the unified hierarchy is mounted.
+	CgroupV2 bool
+	// Capabilities that the daemon may hand on: its bounding set.
+	Capabilities []string
+	// OOMScoreFloor is the lowest oom_score_adj that can be set; above -1000 without CAP_SYS_RESOURCE.
+	OOMScoreFloor int
+	// MaxOpenFiles is the highest hard limit of open files that can be given; 0: not known.
+	MaxOpenFiles uint64
+	// Devices of the host, for privileged containers.
+	Devices []Device
+	// AppArmor: the kernel has it. AppArmorDefault is the name of the default profile that is loaded, if one is.
+	AppArmor        bool
+	AppArmorDefault string
+	// SELinux: the kernel has it.
+	SELinux bool
+}
+
+// Device is a device node.
+type Device struct {
+	// Path in the container; Type is "c", "b" or "p".
+	Path, Type   string
+	Major, Minor int64
+	Mode         uint32
+	UID, GID     uint32
+	// Access is a cgroup device permission, "rwm".
+	Access string
+}
+
+// Generate makes the OCI spec. Errors: ErrInvalid, ErrNotYet.
+func Generate(in Input) (*specs.Spec, error) {
+	if err := ValidateContainer(in.Container, in.Sandbox); err != nil {
+		return nil, err
+	}
+	process, err := process(in)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := allMounts(in)
+	if err != nil {
+		return nil, err
+	}
+	linux, err := linuxSection(in)
+	if err != nil {
+		return nil, err
+	}
+	sc := in.Container.GetLinux().GetSecurityContext()
+	s := &specs.Spec{
+		Version: ociVersion, Root: &specs.Root{Path: in.Paths.Rootfs, Readonly: sc.GetReadonlyRootfs()},
+		Process: process, Mounts: mounts, Linux: linux, Annotations: annotations(in),
+	}
+	if sc.GetPrivileged() {
+		return s, nil
+	}
+	if err := applySeccomp(s, in.Profile); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// annotations are for people, and for runtimes that must know what belongs to one pod (gVisor, Kata). Nothing in Berth reads them back,
+// and nothing that an image or a pod says gets in by itself: runtimes take orders from annotations.
+func annotations(in Input) map[string]string {
+	md := in.Sandbox.GetMetadata()
+	return map[string]string{
+		"io.kubernetes.cri.container-type":    "container",
+		"io.kubernetes.cri.sandbox-id":        in.SandboxID,
+		"io.kubernetes.cri.sandbox-name":      md.GetName(),
+		"io.kubernetes.cri.sandbox-namespace": md.GetNamespace(),
+		"io.kubernetes.cri.sandbox-uid":       md.GetUid(),
+		"io.kubernetes.cri.container-name":    in.Container.GetMetadata().GetName(),
+		"io.kubernetes.cri.image-name":        imageName(in.Container.GetImage()),
+	}
+}
+
+// imageName is the name that the user gave, where the kubelet tells it: it asks for images by ID.
+func imageName(im *runtimeapi.ImageSpec) string {
+	if name := im.GetUserSpecifiedImage(); name != "" {
+		return name
+	}
+	return im.GetImage()
+}
+
+func invalid(field, format string, args ...any) error {
+	return fmt.Errorf("%s: %s: %w", field, fmt.Sprintf(format, args...), ErrInvalid)
+}
+
+func notYet(field, what string) error {
+	return fmt.Errorf("%s: %s: %w", field, what, ErrNotYet)
+}
