@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/record"
+	"github.com/berth-run/berth/internal/step"
+)
+
+// Container is one container of a sandbox. Its methods may be called from any goroutine.
+type Container struct {
+	ID string
+	// Config is what CreateContainer asked for; nobody changes it.
+	Config *runtimeapi.ContainerConfig
+
+	m       *Manager
+	sandbox *Sandbox
+	paths   containerPaths
+	ops     ops
+	plan    *step.Plan
+	log     *slog.Logger
+
+	status atomic.Pointer[ContainerStatus]
+	// done is closed once the container has exited, after its facts are published.
+	done chan struct{}
+	// patience is how long the stop in flight still waits before it kills.
+	patience deadline
+
+	mu        sync.Mutex // guards all below, and orders the writes of the record; never held for anything else that blocks
+	rec       containerRecord
+	resources *runtimeapi.LinuxContainerResources
+	removed   bool
+}
+
+// containerRecord is a container's durable facts. Times are Unix nanoseconds; 0 means not yet.
+type containerRecord struct {
+	ID        string          `json:"id"`
+	SandboxID string          `json:"sandbox_id"`
+	Config    json.RawMessage `json:"config"`
+	// Resources replace those of the config once they were updated.
+	Resources json.RawMessage `json:"resources,omitempty"`
+
+	CreatedAt  int64 `json:"created_at"`
+	StartedAt  int64 `json:"started_at"`
+	FinishedAt int64 `json:"finished_at"`
+	// RemovedAt is when its removal began: a start-up ends what is left of it.
+	RemovedAt int64 `json:"removed_at"`
+
+	PID      int    `json:"pid"`
+	ExitCode int32  `json:"exit_code"`
+	Reason   string `json:"reason"`
+	Message  string `json:"message"`
+
+	ImageID    string  `json:"image_id"`
+	ImageRef   string  `json:"image_ref"`
+	StopSignal int     `json:"stop_signal"`
+	UID        int64   `json:"uid"`
+	GID        int64   `json:"gid"`
+	Groups     []int64 `json:"groups,omitempty"`
+
+	Begun []string `json:"begun"`
+}
+
+const (
+	containerKind    = "container"
+	containerVersion = 1
+)
+
+// Reasons of CRI's ContainerStatus. The kubelet knows OOMKilled and shows the others.
+const (
+	ReasonCompleted  = "Completed"
+	ReasonError      = "Error"
+	ReasonOOMKilled  = "OOMKilled"
+	ReasonStartError = "StartError"
+)
+
+// startErrorCode is the exit code of a container that could not be started, as containerd and Docker have it.
+const startErrorCode = 128
+
+// ContainerStatus is what is true of a container at one instant. It is never changed.
+type ContainerStatus struct {
+	ID, SandboxID string
+	Config        *runtimeapi.ContainerConfig
+	State         runtimeapi.ContainerState
+	// Hidden: still being created, not to be listed.
+	Hidden                           bool
+	CreatedAt, StartedAt, FinishedAt int64
+	PID                              int
+	ExitCode                         int32
+	Reason, Message                  string
+	ImageID, ImageRef                string
+	LogPath                          string // absolute; empty without a log
+	Resources                        *runtimeapi.LinuxContainerResources
+	StopSignal                       int
+	UID, GID                         int64
+	Groups                           []int64
+}
+
+type containerPaths struct {
+	record, bundle, rootfs, spec, log string
+}
+
+func (s *Sandbox) containerPaths(id string, config *runtimeapi.ContainerConfig) containerPaths {
+	bundle := filepath.Join(s.paths.state, id)
+	p := containerPaths{record: filepath.Join(s.paths.containerRecord, id+".json"), bundle: bundle,
+		rootfs: filepath.Join(bundle, "rootfs"), spec: filepath.Join(bundle, "config.json")}
+	if dir, file := s.Config.GetLogDirectory(), config.GetLogPath(); dir != "" && file != "" {
+		p.log = filepath.Join(dir, file)
+	}
+	return p
+}
+
+// newContainer wires a container around its record.
+func (s *Sandbox) newContainer(rec containerRecord, config *runtimeapi.ContainerConfig) (*Container, error) {
+	c := &Container{ID: rec.ID, Config: config, m: s.m, sandbox: s, rec: rec, paths: s.containerPaths(rec.ID, config),
+		resources: config.GetLinux().GetResources(), done: make(chan struct{}),
+		log: s.log.With("container", rec.ID, "name", config.GetMetadata().GetName())}
+	if rec.Resources != nil {
+		c.resources = &runtimeapi.LinuxContainerResources{}
+		if err := protojson.Unmarshal(rec.Resources, c.resources); err != nil {
+			return nil, fmt.Errorf("decode resources: %w", err)
+		}
+	}
+	if rec.FinishedAt != 0 {
+		close(c.done)
+	}
+	c.plan = c.newPlan()
+	c.ops = ops{object: c.String(), stage: c.plan.Stage, work: &s.m.work, log: c.log}
+	c.publish()
+	return c, nil
+}
+
+// String names the container in errors.
+func (c *Container) String() string {
+	pod := c.sandbox.Config.GetMetadata()
+	return fmt.Sprintf("container %s (%s in %s/%s)", c.ID, c.Config.GetMetadata().GetName(), pod.GetNamespace(), pod.GetName())
+}
+
+// Status is a snapshot; it never waits.
+func (c *Container) Status() *ContainerStatus { return c.status.Load() }
+
+// Sandbox is the one that the container lives in.
+func (c *Container) Sandbox() *Sandbox { return c.sandbox }
+
+func (r containerRecord) state() runtimeapi.ContainerState {
+	switch {
+	case r.FinishedAt != 0:
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	case r.StartedAt != 0:
+		return runtimeapi.ContainerState_CONTAINER_RUNNING
+	case r.CreatedAt != 0:
+		return runtimeapi.ContainerState_CONTAINER_CREATED
+	}
+	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+}
+
+// publish makes the facts visible. Preconditions: c.mu is held, or c is not shared yet.
+func (c *Container) publish() {
+	r := &c.rec
+	c.status.Store(&ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
+		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
+		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
+		LogPath: c.paths.log, Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups})
+}
+
+// update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.
+func (c *Container) update(f func(*containerRecord)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := c.rec
+	next.Begun = slices.Clone(next.Begun)
+	f(&next)
+	if c.removed {
+		return fmt.Errorf("%s: %w", c, errGone)
+	}
+	if err := record.Write(c.paths.record, c.m.header(containerKind, containerVersion), next); err != nil {
+		return err
+	}
+	c.rec = next
+	c.publish()
+	return nil
+}
+
+// learn is update for facts that are true whether the disk takes them or not.
+func (c *Container) learn(f func(*containerRecord)) {
+	if err := c.update(f); err != nil && !errors.Is(err, errGone) {
+		c.log.Error("fact is kept in memory only", "error", err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		f(&c.rec)
+		c.publish()
+	}
+}
+
+func (c *Container) facts() containerRecord {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec
+}
+
+func (c *Container) isRemoved() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.removed
+}
+
+// Begun implements step.Journal.
+func (c *Container) Begun() []string { return c.facts().Begun }
+
+// Begin implements step.Journal.
+func (c *Container) Begin(steps ...string) error {
+	return c.update(func(r *containerRecord) { r.Begun = with(r.Begun, steps...) })
+}
+
+// End implements step.Journal.
+func (c *Container) End(name string) error {
+	return c.update(func(r *containerRecord) { r.Begun = without(r.Begun, name) })
+}
+
+func containerName(sandbox string, c *runtimeapi.ContainerConfig) string {
+	md := c.GetMetadata()
+	return fmt.Sprintf("container\x00%s\x00%s\x00%d", sandbox, md.GetName(), md.GetAttempt())
+}

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/record"
+	"github.com/berth-run/berth/internal/runtime"
+)
+
+const (
+	sigkill = int(syscall.SIGKILL)
+	// killTimeout is how long a container may take to vanish after SIGKILL: longer means the kernel holds it.
+	killTimeout = 2 * time.Minute
+)
+
+// CreateContainer makes a container in a ready sandbox and returns its ID. A repeated call joins the one in
+// flight, and returns the same ID when that is done already. Errors: ErrNotFound (sandbox, image), ErrState
+// (sandbox not ready), ErrInvalid, ErrExists (same name, another config), ErrInFlight.
+func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, config *runtimeapi.ContainerConfig) (string, error) {
+	s, err := m.SandboxByID(sandboxID)
+	if err != nil {
+		return "", err
+	}
+	if err := m.parts.Specs.ValidateContainer(config, s.Config); err != nil {
+		return "", fmt.Errorf("%s: %w", s, err)
+	}
+	for {
+		c, err := s.reserveContainer(config)
+		if err != nil {
+			return "", err
+		}
+		if err = c.ops.do(ctx, "CreateContainer", c.create); errors.Is(err, errGone) {
+			continue
+		}
+		if err == nil && !proto.Equal(c.Config, config) {
+			return "", fmt.Errorf("%s: a container of this name and attempt exists with another configuration; remove it first: %w", c, ErrExists)
+		}
+		return c.ID, err
+	}
+}
+
+func (s *Sandbox) reserveContainer(config *runtimeapi.ContainerConfig) (*Container, error) {
+	raw, err := protojson.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("encode container config: %w: %w", ErrInvalid, err)
+	}
+	m, name := s.m, containerName(s.ID, config)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if id, ok := m.names[name]; ok {
+		return m.containers[id], nil
+	}
+	id := newID()
+	c, err := s.newContainer(containerRecord{ID: id, SandboxID: s.ID, Config: raw}, config)
+	if err != nil {
+		return nil, err
+	}
+	m.containers[id], m.names[name] = c, id
+	return c, nil
+}
+
+// create takes the container from its name to CREATED.
+func (c *Container) create(ctx context.Context) error {
+	r := c.facts()
+	switch {
+	case c.isRemoved():
+		return errGone
+	case r.CreatedAt != 0:
+		return nil
+	}
+	if !c.sandbox.Status().Ready {
+		c.forget()
+		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
+	}
+	im, err := c.m.parts.Images.Status(c.Config.GetImage().GetImage())
+	if err != nil {
+		c.forget()
+		return fmt.Errorf("%s: image %q: %w", c, c.Config.GetImage().GetImage(), err)
+	}
+	// The record comes before the first side effect: from here on a crash finds what to release.
+	if err := c.update(func(r *containerRecord) { r.ImageID, r.ImageRef = im.ID, imageRef(im) }); err != nil {
+		return errors.Join(err, c.erase())
+	}
+	err = c.plan.UpTo(ctx, stepBundle, stepRootfs)
+	var spec ContainerSpec
+	if err == nil {
+		if err = c.checkLog(); err == nil {
+			spec, err = c.writeSpec(ctx, im)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: create: %w", c, err)
+			err = errors.Join(err, c.plan.Down(ctx))
+		}
+	}
+	if err == nil {
+		err = c.update(func(r *containerRecord) {
+			r.CreatedAt, r.StopSignal, r.UID, r.GID, r.Groups = now(), spec.StopSignal, spec.UID, spec.GID, spec.Groups
+		})
+	}
+	if err != nil {
+		return errors.Join(err, c.abandon(ctx))
+	}
+	c.log.InfoContext(ctx, "container is created")
+	return nil
+}
+
+// imageRef is what ContainerStatus.image_ref wants: a digest reference where the image has one.
+func imageRef(im image.Image) string {
+	if len(im.RepoDigests) > 0 {
+		return im.RepoDigests[0]
+	}
+	return im.ID
+}
+
+// abandon ends a creation that failed: without a trace where all could be released, else as an exited container
+// that waits for its removal.
+func (c *Container) abandon(ctx context.Context) error {
+	if err := c.plan.Down(ctx); err != nil {
+		c.learn(func(r *containerRecord) {
+			r.FinishedAt, r.ExitCode, r.Reason, r.Message = now(), startErrorCode, ReasonError, "creation failed and could not be rolled back"
+		})
+		return err
+	}
+	return c.erase()
+}
+
+func (c *Container) erase() error {
+	if err := record.Remove(c.paths.record); err != nil {
+		return err
+	}
+	c.forget()
+	return nil
+}
+
+func (c *Container) forget() {
+	c.mu.Lock()
+	c.removed = true
+	c.publish()
+	c.mu.Unlock()
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	delete(c.m.containers, c.ID)
+	delete(c.m.names, containerName(c.sandbox.ID, c.Config))
+}
+
+// StartContainer starts a created container. It succeeds also when the container runs already, so that a retry after a lost answer
+// is no error. A start that fails makes the container EXITED with reason StartError. Errors: ErrNotFound, ErrState, ErrInFlight.
+func (m *Manager) StartContainer(ctx context.Context, id string) error {
+	c, err := m.ContainerByID(id)
+	if err != nil {
+		return err
+	}
+	return c.ops.do(ctx, "StartContainer", c.start)
+}
+
+func (c *Container) start(ctx context.Context) error {
+	r := c.facts()
+	switch r.state() {
+	case runtimeapi.ContainerState_CONTAINER_RUNNING:
+		return nil
+	case runtimeapi.ContainerState_CONTAINER_CREATED:
+	default:
+		return fmt.Errorf("%s: has exited; only a created container can be started: %w", c, ErrState)
+	}
+	if !c.sandbox.Status().Ready {
+		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
+	}
+	if err := c.plan.UpTo(ctx, stepTask); err != nil {
+		c.exited(func(r *containerRecord) {
+			r.StartedAt, r.PID, r.FinishedAt, r.ExitCode, r.Reason, r.Message = 0, 0, now(), startErrorCode, ReasonStartError, err.Error()
+		})
+		return err
+	}
+	c.log.InfoContext(ctx, "container is started", "pid", c.Status().PID)
+	c.watch()
+	return nil
+}
+
+// watch waits for the exit in the background.
+func (c *Container) watch() {
+	shim := c.sandbox.theShim()
+	if shim == nil {
+		go c.orphaned(c.m.life, "the pod's shim is gone, so the container was killed")
+		return
+	}
+	go func() {
+		exit, err := shim.Wait(c.m.life, c.ID)
+		switch {
+		case err == nil:
+			c.finish(exit)
+		case c.m.life.Err() != nil, errors.Is(err, runtime.ErrClosed): // the daemon lets go of the shim; the container goes on
+		case errors.Is(err, runtime.ErrShimGone):
+			c.sandbox.shimLost(shim)
+		default:
+			c.log.Error("wait for container", "error", err)
+			c.orphaned(c.m.life, "its shim does not know the container any more, so it was killed")
+		}
+	}()
+}
+
+// finish takes the shim's exit facts, then frees the task.
+func (c *Container) finish(exit runtime.Exit) {
+	c.exited(func(r *containerRecord) {
+		if !exit.StartedAt.IsZero() { // the shim saw the start before the daemon did
+			r.StartedAt = exit.StartedAt.UnixNano()
+		}
+		r.PID, r.FinishedAt, r.ExitCode = 0, exit.ExitedAt.UnixNano(), int32(exit.Code)
+		switch {
+		case exit.OOMKilled:
+			r.Reason = ReasonOOMKilled
+		case exit.Code == 0:
+			r.Reason = ReasonCompleted
+		default:
+			r.Reason = ReasonError
+		}
+		if exit.LogBytesDropped > 0 {
+			r.Message = fmt.Sprintf("%d bytes of its output could not be written to the log", exit.LogBytesDropped)
+		}
+	})
+	if err := c.ops.do(c.m.life, "settle", c.settle); err != nil && c.m.life.Err() == nil {
+		c.log.Warn("exited container is not cleaned up yet; its removal will try again", "error", err)
+	}
+}
+
+// exited makes the exit known, once: who reports first is right.
+func (c *Container) exited(f func(*containerRecord)) {
+	first := false
+	c.learn(func(r *containerRecord) {
+		if r.FinishedAt == 0 {
+			f(r)
+		}
+	})
+	c.mu.Lock()
+	select {
+	case <-c.done:
+	default:
+		close(c.done)
+		first = true
+	}
+	c.mu.Unlock()
+	if st := c.Status(); first {
+		c.log.Info("container has exited", "exit_code", st.ExitCode, "reason", st.Reason)
+	}
+}
+
+// settle frees what a container held only to run: cgroup, runtime state, the shim's memory of it.
+func (c *Container) settle(ctx context.Context) error {
+	if c.isRemoved() {
+		return nil
+	}
+	return c.plan.DownTo(ctx, stepTask)
+}
+
+// orphaned ends a running container that has no shim: with the exit facts that the shim left, or else killed.
+func (c *Container) orphaned(ctx context.Context, why string) {
+	if c.facts().state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return
+	}
+	if exit, ok, err := c.m.parts.Runtime.ReadExit(c.paths.bundle); ok {
+		c.finish(exit)
+		return
+	} else if err != nil {
+		c.log.Warn("read exit facts", "error", err)
+	}
+	if err := c.m.parts.Runtime.KillLeftOver(ctx, c.sandbox.Handler, c.ID, c.paths.bundle); err != nil {
+		c.log.Error("end container without its shim", "error", err)
+	}
+	c.finish(runtime.Exit{Code: 128 + sigkill, ExitedAt: time.Now()})
+	c.learn(func(r *containerRecord) { r.Message = why })
+}
+
+// StopContainer asks a container to end with its stop signal, and kills it after the grace period. It is idempotent;
+// not running and unknown are success. A later call with a shorter grace period shortens the one in flight.
+// Errors: ErrInFlight.
+func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	c, err := m.ContainerByID(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	c.patience.shorten(time.Now().Add(grace))
+	return c.ops.do(ctx, "StopContainer", c.stop)
+}
+
+func (c *Container) stop(ctx context.Context) error {
+	defer c.patience.clear()
+	if c.facts().state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return nil
+	}
+	at, _ := c.patience.look()
+	if time.Until(at) > 0 {
+		if err := c.signal(ctx, c.facts().StopSignal, false); err != nil {
+			c.log.WarnContext(ctx, "stop signal", "error", err)
+		} else if c.patience.wait(ctx, c.done) {
+			return nil
+		}
+	}
+	return c.kill(ctx)
+}
+
+// kill ends the container with SIGKILL and waits until it is gone.
+func (c *Container) kill(ctx context.Context) error {
+	if err := c.signal(ctx, sigkill, true); err != nil {
+		c.log.WarnContext(ctx, "kill through the shim", "error", err)
+	}
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%s: still there %s after SIGKILL; process %d hangs in the kernel (see /proc/%[3]d/stack): %w",
+			c, killTimeout, c.Status().PID, ErrUnavailable)
+	}
+}
+
+func (c *Container) signal(ctx context.Context, signal int, all bool) error {
+	shim := c.sandbox.theShim()
+	if shim == nil {
+		return runtime.ErrShimGone
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	err := shim.Kill(ctx, c.ID, signal, all)
+	if errors.Is(err, runtime.ErrNotFound) { // gone in the meantime; its exit is on the way
+		return nil
+	}
+	return err
+}
+
+// end kills the container if it runs and waits until what it held to run is free.
+func (c *Container) end(ctx context.Context) error {
+	c.patience.shorten(time.Now())
+	if err := c.ops.do(ctx, "StopContainer", c.stop); err != nil {
+		return err
+	}
+	return c.ops.do(ctx, "settle", c.settle)
+}
+
+// RemoveContainer removes a container, by force if it runs. It is idempotent; unknown is success.
+func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
+	c, err := m.ContainerByID(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return c.forceRemove(ctx)
+}
+
+// forceRemove removes the container whatever it does; a patient StopContainer in flight is cut short.
+func (c *Container) forceRemove(ctx context.Context) error {
+	c.patience.shorten(time.Now())
+	return c.ops.do(ctx, "RemoveContainer", c.remove)
+}
+
+func (c *Container) remove(ctx context.Context) error {
+	defer c.patience.clear()
+	if c.isRemoved() {
+		return nil
+	}
+	if err := c.update(func(r *containerRecord) { r.RemovedAt = now() }); err != nil {
+		return err
+	}
+	if c.facts().state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if err := c.kill(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.plan.Down(ctx); err != nil {
+		return err
+	}
+	if err := c.erase(); err != nil {
+		return err
+	}
+	c.log.InfoContext(ctx, "container is removed")
+	return nil
+}

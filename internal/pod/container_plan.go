@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/step"
+)
+
+// Names of a container's steps. The first two belong to CreateContainer and go with RemoveContainer; the
+// task belongs to StartContainer and goes with the exit.
+const (
+	stepBundle = "bundle"
+	stepRootfs = "rootfs"
+	stepTask   = "task"
+)
+
+func (c *Container) newPlan() *step.Plan {
+	return &step.Plan{Object: c.String(), Journal: c, Steps: []step.Step{
+		{Name: stepBundle, Acquire: c.makeBundle, Release: c.removeBundle},
+		{Name: stepRootfs, After: []string{stepBundle}, Acquire: c.mountRootfs, Release: c.unmountRootfs},
+		{Name: stepTask, After: []string{stepRootfs}, Acquire: c.startTask, Release: c.removeTask},
+	}}
+}
+
+func (c *Container) makeBundle(context.Context) error { return os.MkdirAll(c.paths.rootfs, 0o700) }
+
+func (c *Container) removeBundle(context.Context) error { return mount.RemoveAll(c.paths.bundle) }
+
+func (c *Container) mountRootfs(ctx context.Context) error {
+	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, ImageID: c.facts().ImageID})
+	if err != nil {
+		return err
+	}
+	return c.m.parts.Host.MountRootfs(c.paths.rootfs, rootfs.Mounts)
+}
+
+func (c *Container) unmountRootfs(ctx context.Context) error {
+	if err := c.m.parts.Host.Unmount(c.paths.rootfs); err != nil {
+		return err
+	}
+	return c.m.parts.Images.RemoveRootfs(ctx, c.ID)
+}
+
+// startTask hands the bundle to the shim, which runs it with one exec of the OCI runtime.
+func (c *Container) startTask(ctx context.Context) error {
+	shim := c.sandbox.theShim()
+	if shim == nil {
+		return fmt.Errorf("the pod's shim is gone: %w", ErrState)
+	}
+	err := shim.Create(ctx, runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log,
+		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce()})
+	if err != nil {
+		return err
+	}
+	pid, err := shim.Start(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	started := now()
+	return c.update(func(r *containerRecord) { r.StartedAt, r.PID = started, pid })
+}
+
+func (c *Container) removeTask(ctx context.Context) error {
+	return c.sandbox.endTask(ctx, c.ID, c.paths.bundle)
+}
+
+// writeSpec renders config.json into the bundle and notes what was resolved on the way.
+func (c *Container) writeSpec(ctx context.Context, im image.Image) (ContainerSpec, error) {
+	s := c.sandbox
+	spec, err := c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID,
+		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths()})
+	if err != nil {
+		return spec, err
+	}
+	tmp := c.paths.spec + ".new"
+	if err := os.WriteFile(tmp, spec.JSON, 0o600); err != nil {
+		return spec, err
+	}
+	return spec, os.Rename(tmp, c.paths.spec)
+}
+
+func (c *Container) specPaths() SpecPaths {
+	p := c.sandbox.specPaths(c.paths.rootfs)
+	if target := c.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
+		if t, err := c.m.ContainerByID(target); err == nil && t.sandbox == c.sandbox {
+			p.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", t.Status().PID)
+		}
+	}
+	return p
+}
+
+// checkLog tells early that the folder of the log file, which is the kubelet's to make, is missing.
+func (c *Container) checkLog() error {
+	if c.paths.log == "" {
+		return nil
+	}
+	dir := filepath.Dir(c.paths.log)
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = errors.New("not a folder")
+	}
+	if err != nil {
+		return fmt.Errorf("log_path: folder %s: %w: %w", dir, ErrInvalid, err)
+	}
+	return nil
+}

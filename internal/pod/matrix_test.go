@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func podConfig() *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}}}}
+}
+
+func containerConfig(name string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "busybox"}}
+}
+
+// stages are a pod's whole life; each one can be repeated after a failure.
+var stages = []struct {
+	name string
+	do   func(ctx context.Context, n *node, p *progress) error
+}{
+	{"RunPodSandbox", func(ctx context.Context, n *node, p *progress) (err error) {
+		p.sandbox, err = n.RunSandbox(ctx, podConfig(), "")
+		return err
+	}},
+	{"CreateContainer", func(ctx context.Context, n *node, p *progress) (err error) {
+		p.container, err = n.CreateContainer(ctx, p.sandbox, containerConfig("c"))
+		return err
+	}},
+	{"StartContainer", func(ctx context.Context, n *node, p *progress) error {
+		err := n.StartContainer(ctx, p.container)
+		if c, cerr := n.ContainerByID(p.container); cerr == nil && c.Status().Reason == ReasonStartError {
+			// What a kubelet does then: remove it, make the next one.
+			if err := n.RemoveContainer(ctx, p.container); err != nil {
+				return err
+			}
+			if p.container, err = n.CreateContainer(ctx, p.sandbox, containerConfig("c")); err != nil {
+				return err
+			}
+			return n.StartContainer(ctx, p.container)
+		}
+		return err
+	}},
+	{"StopContainer", func(ctx context.Context, n *node, p *progress) error {
+		return n.StopContainer(ctx, p.container, time.Second)
+	}},
+	{"RemoveContainer", func(ctx context.Context, n *node, p *progress) error { return n.RemoveContainer(ctx, p.container) }},
+	{"StopPodSandbox", func(ctx context.Context, n *node, p *progress) error { return n.StopSandbox(ctx, p.sandbox) }},
+	{"RemovePodSandbox", func(ctx context.Context, n *node, p *progress) error { return n.RemoveSandbox(ctx, p.sandbox) }},
+}
+
+type progress struct{ sandbox, container string }
+
+// live takes a pod through its stages; a stage that fails by the injected fault is retried, a crash is followed by a restart.
+func live(t *testing.T, n *node) *node {
+	t.Helper()
+	var p progress
+	for _, stage := range stages {
+		for attempt := 0; ; attempt++ {
+			if attempt == 4 {
+				t.Fatalf("%s does not succeed when retried", stage.name)
+			}
+			result := make(chan error, 1)
+			q := p
+			go func(n *node) { result <- stage.do(t.Context(), n, &q) }(n)
+			select {
+			case err := <-result:
+				p = q
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, errFault) && !errors.Is(err, ErrState) {
+					t.Fatalf("%s: %v", stage.name, err)
+				}
+				continue
+			case <-n.w.crash:
+				n = n.restart(t)
+				p = lookUp(n, p)
+				continue
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s hangs", stage.name)
+			}
+			break
+		}
+	}
+	select { // the fault may strike in a clean-up that nobody waits for
+	case <-n.w.crash:
+		n = n.restart(t)
+	default:
+	}
+	return n
+}
+
+// lookUp finds the pod as a kubelet would after the daemon's restart: in the lists.
+func lookUp(n *node, p progress) progress {
+	for _, s := range n.Sandboxes() {
+		p.sandbox = s.ID
+	}
+	for _, c := range n.Containers() {
+		p.container = c.ID
+	}
+	return p
+}
+
+// The fault matrix: every call that a pod's whole life makes into the node × every kind of fault.
+// Whatever strikes, retries lead to the end and nothing is left.
+func TestEveryFaultInAPodsLifeLeaksNothing(t *testing.T) {
+	clean := live(t, newNode(t, newWorld(), t.TempDir()))
+	settleAll(t, clean)
+	clean.mustBeEmpty(t)
+	calls := clean.w.calls
+	if calls < 20 {
+		t.Fatalf("only %d calls in a pod's life: the matrix misses something", calls)
+	}
+	for _, kind := range []string{"error before", "error after", "crash before", "crash after"} {
+		for at := 1; at <= calls; at++ {
+			t.Run(fmt.Sprintf("%s/%d %s", kind, at, clean.w.trace[at-1]), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld()
+				w.fault = fault{at, kind}
+				n := live(t, newNode(t, w, t.TempDir()))
+				settleAll(t, n)
+				n.mustBeEmpty(t)
+			})
+		}
+	}
+}
+
+// settleAll waits for clean-ups in the background; what a fault made fail there is finished by the next start.
+func settleAll(t *testing.T, n *node) {
+	t.Helper()
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

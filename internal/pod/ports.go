@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/network"
+	"github.com/berth-run/berth/internal/runtime"
+)
+
+// Runtime starts shims and finds them again. Implementation: runtime.Runtime, through an adapter in daemon.
+type Runtime interface {
+	// HasHandler tells whether a handler of that name is configured; Handlers lists them for errors.
+	HasHandler(name string) bool
+	Handlers() []string
+	// StartShim starts a pod's shim and returns without waiting for it to be ready.
+	StartShim(ctx context.Context, sandbox string) (Shim, error)
+	// ConnectShim finds the shim of an earlier life. runtime.ErrShimGone: nobody listens.
+	ConnectShim(ctx context.Context, sandbox string) (Shim, error)
+	// KillShim ends a shim that does not answer; idempotent.
+	KillShim(ctx context.Context, sandbox string) error
+	// KillLeftOver ends a container whose shim is gone and frees what the OCI runtime keeps of it; idempotent.
+	KillLeftOver(ctx context.Context, handler, id, bundle string) error
+	// ReadExit reads the exit facts that a shim wrote; false: none were written.
+	ReadExit(bundle string) (runtime.Exit, bool, error)
+}
+
+// Shim is one pod's shim. Errors: runtime.ErrShimGone once it is gone, runtime.ErrNotFound for unknown tasks.
+type Shim interface {
+	Create(ctx context.Context, t runtime.CreateTask) error
+	Start(ctx context.Context, id string) (pid int, err error)
+	// Wait blocks until the task has ended.
+	Wait(ctx context.Context, id string) (runtime.Exit, error)
+	Kill(ctx context.Context, id string, signal int, all bool) error
+	// Delete frees a stopped task; unknown is success.
+	Delete(ctx context.Context, id string) error
+	Update(ctx context.Context, id string, resources []byte) error
+	ReopenLog(ctx context.Context, id string) error
+	ExecSync(ctx context.Context, id string, r runtime.ExecRequest) (runtime.ExecResult, error)
+	Info(ctx context.Context) (runtime.Info, error)
+	// Shutdown ends a shim without tasks, or with now any; a shim that is gone is success.
+	Shutdown(ctx context.Context, now bool) error
+	// Close drops the connection; the shim stays.
+	Close() error
+}
+
+// Network connects sandboxes. Implementation: network.Network.
+type Network interface {
+	Ready() error
+	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
+	// Detach is idempotent and needs no namespace.
+	Detach(ctx context.Context, a network.Attachment) error
+	// Cached lists the IDs of sandboxes that something is held for.
+	Cached(ctx context.Context) ([]string, error)
+	// GC frees what plugins hold for sandboxes that are not in keep.
+	GC(ctx context.Context, keep []string) error
+}
+
+// Images gives containers their root file systems. Implementation: image.Store.
+type Images interface {
+	Status(ref string) (image.Image, error)
+	PrepareRootfs(ctx context.Context, r image.RootfsRequest) (image.Rootfs, error)
+	// RemoveRootfs is idempotent.
+	RemoveRootfs(ctx context.Context, id string) error
+	Rootfses() ([]string, error)
+}
+
+// Host is what a pod holds of the kernel. Each release is idempotent.
+type Host interface {
+	CreateNamespaces(NamespaceRequest) error
+	RemoveNamespaces(NamespacePins) error
+	// SetInterfaceSysctls sets those sysctls of interfaces that only the network made.
+	SetInterfaceSysctls(netns string, sysctls map[string]string) error
+	// PinPID pins the PID namespace of process pid at path; Unpin undoes it.
+	PinPID(pid int, path string) error
+	Unpin(path string) error
+	CgroupExists(parent string) (bool, error)
+	CreateCgroup(ctx context.Context, parent string) error
+	// RemoveCgroup kills what is left in the cgroup and removes it.
+	RemoveCgroup(ctx context.Context, parent string) error
+	MountShm(target string, size int64) error
+	MountRootfs(target string, mounts []image.Mount) error
+	Unmount(target string) error
+	// UnmountBelow unmounts all that is mounted at and under dir.
+	UnmountBelow(dir string) error
+}
+
+// NamespacePins are the files that a sandbox's namespaces are pinned at; empty: the host's namespace.
+type NamespacePins struct{ Net, IPC, UTS string }
+
+// NamespaceRequest asks for new namespaces.
+type NamespaceRequest struct {
+	Pins     NamespacePins
+	Hostname string
+	Sysctls  map[string]string
+}
+
+// Specs turns configs into OCI specs. Implementation in daemon, over package spec and the host's facts.
+type Specs interface {
+	ValidateSandbox(*runtimeapi.PodSandboxConfig) error
+	ValidateContainer(*runtimeapi.ContainerConfig, *runtimeapi.PodSandboxConfig) error
+	// Container returns config.json and what was resolved on the way.
+	Container(SpecRequest) (ContainerSpec, error)
+	Pause(SpecRequest) ([]byte, error)
+	// Exec returns an OCI process like the one of the config.json given, with another command.
+	Exec(configJSON []byte, cmd []string, tty bool) ([]byte, error)
+	// Update merges new resources into old ones (zero values leave a field alone) and returns them as the
+	// OCI runtime wants them, and merged.
+	Update(old, new *runtimeapi.LinuxContainerResources) (oci []byte, merged *runtimeapi.LinuxContainerResources, err error)
+}
+
+// SpecRequest is what a spec is made from.
+type SpecRequest struct {
+	Sandbox   *runtimeapi.PodSandboxConfig
+	Container *runtimeapi.ContainerConfig
+	Image     image.Image
+	Paths     SpecPaths
+	// CgroupsPath is in the form that the cgroup driver wants.
+	CgroupsPath string
+	// IDs for annotations.
+	SandboxID, ContainerID string
+}
+
+// SpecPaths are the paths on the host that a spec refers to; empty: the host's own, or none.
+type SpecPaths struct {
+	Rootfs, NetNS, IPCNS, UTSNS, PIDNS string
+	ResolvConf, Hostname, Shm          string
+	PauseBinary                        string
+}
+
+// ContainerSpec is a generated spec and what status reports of it.
+type ContainerSpec struct {
+	JSON       []byte
+	StopSignal int
+	UID, GID   int64
+	Groups     []int64
+}
+
+// now is the clock, in Unix nanoseconds as CRI has them.
+func now() int64 { return time.Now().UnixNano() }

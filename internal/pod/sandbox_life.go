@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/network"
+	"github.com/berth-run/berth/internal/record"
+	"github.com/berth-run/berth/internal/runtime"
+)
+
+// RunSandbox makes a sandbox and returns its ID once it is ready. A repeated call joins the one in flight, and returns the
+// same ID when that is done already. Errors: ErrInvalid, ErrExists (same name, another config), ErrUnavailable, ErrInFlight.
+func (m *Manager) RunSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := m.parts.Specs.ValidateSandbox(config); err != nil {
+		return "", err
+	}
+	if handler == "" {
+		handler = m.cfg.DefaultHandler
+	}
+	if !m.parts.Runtime.HasHandler(handler) {
+		return "", fmt.Errorf("runtime handler %q is not configured; there is %s: %w", handler,
+			strings.Join(m.parts.Runtime.Handlers(), ", "), ErrInvalid)
+	}
+	for {
+		s, err := m.reserveSandbox(config, handler)
+		if err != nil {
+			return "", err
+		}
+		if err = s.ops.do(ctx, "RunPodSandbox", s.run); errors.Is(err, errGone) {
+			continue // it failed or was removed since: begin anew
+		}
+		if err == nil && (!proto.Equal(s.Config, config) || s.Handler != handler) {
+			return "", fmt.Errorf("%s: a sandbox of this name and attempt exists with another configuration; remove it first: %w", s, ErrExists)
+		}
+		return s.ID, err
+	}
+}
+
+// reserveSandbox finds the sandbox of that name, or makes the one that will have it.
+func (m *Manager) reserveSandbox(config *runtimeapi.PodSandboxConfig, handler string) (*Sandbox, error) {
+	name := sandboxName(config)
+	raw, err := encodeConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if id, ok := m.names[name]; ok {
+		return m.sandboxes[id], nil
+	}
+	id := newID()
+	s := m.newSandbox(sandboxRecord{ID: id, Handler: handler, Config: raw, CreatedAt: now(), CgroupParent: m.cgroupParent(config, id)}, config)
+	m.sandboxes[id], m.names[name] = s, id
+	return s, nil
+}
+
+// run takes the sandbox from its name to READY.
+func (s *Sandbox) run(ctx context.Context) error {
+	r := s.facts()
+	switch {
+	case s.isRemoved():
+		return errGone
+	case r.StoppedAt != 0:
+		return fmt.Errorf("%s: a sandbox of this name and attempt exists and is stopped; remove it first: %w", s, ErrExists)
+	case r.ReadyAt != 0:
+		return nil
+	case len(r.Begun) > 0: // cut off in an earlier life: first away with it
+		return errors.Join(s.rollBack(ctx), errGone)
+	}
+	if s.paths.pins.Net != "" {
+		if err := s.networkReady(ctx); err != nil {
+			s.forget()
+			return fmt.Errorf("%s: network is not ready: %w: %w", s, ErrUnavailable, err)
+		}
+	}
+	// The record comes before the first side effect: from here on a crash finds what to release.
+	if err := s.record(); err != nil {
+		return errors.Join(err, s.erase())
+	}
+	if err := s.plan.Up(ctx); err != nil {
+		return errors.Join(err, s.abandon())
+	}
+	ips := s.addresses()
+	if err := s.update(func(r *sandboxRecord) { r.ReadyAt, r.IPs = now(), ips }); err != nil {
+		return errors.Join(err, s.plan.Down(ctx), s.abandon())
+	}
+	s.log.InfoContext(ctx, "sandbox is ready", "ips", s.Status().IPs)
+	return nil
+}
+
+// statusPatience bounds the wait for network plugins that have just been asked for their status: after a start of the daemon a
+// pod shall not fail because it came first.
+const statusPatience = 5 * time.Second
+
+func (s *Sandbox) networkReady(ctx context.Context) error {
+	for end := time.Now().Add(statusPatience); ; {
+		err := s.m.parts.Network.Ready()
+		if !errors.Is(err, network.ErrUnanswered) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Sandbox) record() error {
+	if err := os.MkdirAll(s.paths.containerRecord, 0o700); err != nil {
+		return fmt.Errorf("%s: make folder of records: %w", s, err)
+	}
+	exists, err := s.m.parts.Host.CgroupExists(s.facts().CgroupParent)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s, err)
+	}
+	return s.update(func(r *sandboxRecord) { r.OwnCgroup = !exists })
+}
+
+// abandon ends a creation that failed: without a trace where the roll-back released everything, else as a
+// stopped sandbox, which the kubelet then removes.
+func (s *Sandbox) abandon() error {
+	if len(s.facts().Begun) == 0 {
+		return s.erase()
+	}
+	s.learn(func(r *sandboxRecord) { r.StoppedAt, r.Why = now(), "creation failed and could not be rolled back" })
+	return nil
+}
+
+func (s *Sandbox) addresses() (ips []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.result.IPs
+}
+
+// erase removes record and object; the sandbox holds nothing any more.
+func (s *Sandbox) erase() error {
+	if err := record.Remove(s.paths.record); err != nil {
+		return err
+	}
+	if err := mount.RemoveAll(s.paths.dir); err != nil {
+		return err
+	}
+	s.forget()
+	return nil
+}
+
+func (s *Sandbox) forget() {
+	s.mu.Lock()
+	s.removed = true
+	s.publish()
+	s.mu.Unlock()
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	delete(s.m.sandboxes, s.ID)
+	delete(s.m.names, sandboxName(s.Config))
+}
+
+func (s *Sandbox) isRemoved() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.removed
+}
+
+// StopSandbox ends all containers of a sandbox by force and gives back its network, namespaces and processes.
+// It is idempotent; a sandbox that does not exist is stopped (the kubelet's garbage collector relies on it).
+func (m *Manager) StopSandbox(ctx context.Context, id string) error {
+	s, err := m.SandboxByID(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return s.ops.do(ctx, "StopPodSandbox", s.stop)
+}
+
+func (s *Sandbox) stop(ctx context.Context) error {
+	if s.isRemoved() || s.facts().StoppedAt != 0 && !s.holdsMoreThanState() {
+		return nil
+	}
+	if s.facts().StoppedAt == 0 {
+		// Not ready from the first moment on: nobody shall start containers in it, also after a crash.
+		if err := s.update(func(r *sandboxRecord) { r.StoppedAt = now() }); err != nil {
+			return err
+		}
+	}
+	if err := s.eachContainer(func(c *Container) error { return c.end(ctx) }); err != nil {
+		return err
+	}
+	if err := s.plan.DownTo(ctx, s.allButState()...); err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "sandbox is stopped")
+	return nil
+}
+
+func (s *Sandbox) holdsMoreThanState() bool {
+	for _, name := range s.facts().Begun {
+		if name != stepState {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Sandbox) allButState() []string {
+	var names []string
+	for _, st := range s.plan.Steps {
+		if st.Name != stepState {
+			names = append(names, st.Name)
+		}
+	}
+	return names
+}
+
+// eachContainer runs f on all containers, a bounded number at a time, and joins the errors.
+func (s *Sandbox) eachContainer(f func(*Container) error) error {
+	var g errgroup.Group
+	g.SetLimit(32)
+	all := s.containers()
+	errs := make([]error, len(all))
+	for i, c := range all {
+		g.Go(func() error { errs[i] = f(c); return nil })
+	}
+	_ = g.Wait() // all errors are in errs, not just the first
+	return errors.Join(errs...)
+}
+
+// RemoveSandbox stops a sandbox and removes it with its containers. It is idempotent; unknown is success.
+func (m *Manager) RemoveSandbox(ctx context.Context, id string) error {
+	s, err := m.SandboxByID(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return s.ops.do(ctx, "RemovePodSandbox", s.remove)
+}
+
+func (s *Sandbox) remove(ctx context.Context) error {
+	if s.isRemoved() {
+		return nil
+	}
+	err := s.update(func(r *sandboxRecord) {
+		r.RemovedAt = now()
+		if r.StoppedAt == 0 {
+			r.StoppedAt = r.RemovedAt
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.eachContainer(func(c *Container) error { return c.forceRemove(ctx) }); err != nil {
+		return err
+	}
+	if err := s.plan.Down(ctx); err != nil {
+		return err
+	}
+	if err := s.erase(); err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "sandbox is removed")
+	return nil
+}
+
+// watchPause ends the sandbox when its PID 1 dies: the kernel has killed every container with it.
+func (s *Sandbox) watchPause(shim Shim) {
+	go func() {
+		if _, err := shim.Wait(s.m.life, s.ID); err == nil {
+			s.lost("PID 1 of the pod's shared PID namespace ended")
+		} else if errors.Is(err, runtime.ErrShimGone) {
+			s.shimLost(shim)
+		}
+	}()
+}
+
+// lost notes that the sandbox is not ready any more though nobody stopped it; the kubelet makes a new one.
+func (s *Sandbox) lost(why string) {
+	if r := s.facts(); r.ReadyAt == 0 || r.StoppedAt != 0 {
+		return
+	}
+	s.log.Error("sandbox is lost", "why", why)
+	s.learn(func(r *sandboxRecord) { r.StoppedAt, r.Why = now(), why })
+}
+
+// shimLost deals with a shim that died: its containers cannot go on without it (their pipes are broken and
+// nobody reaps them), so they are ended, with their true exit facts where the shim wrote them.
+func (s *Sandbox) shimLost(shim Shim) {
+	s.mu.Lock()
+	current := s.shim == shim
+	if current {
+		s.shim = nil
+	}
+	s.mu.Unlock()
+	if !current || s.m.life.Err() != nil {
+		return
+	}
+	shim.Close()
+	s.lost("the pod's shim ended unexpectedly; its last words are in " + filepath.Join(s.paths.state, "shim.log"))
+	for _, c := range s.containers() {
+		c.orphaned(s.m.life, "the pod's shim ended unexpectedly, so the container was killed")
+	}
+}
