@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// maxSocket is what sockaddr_un.sun_path holds beside its ending NUL.
+const maxSocket = 107
+
+// handlerName is what the Kubernetes API accepts as a RuntimeClass's handler.
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func oneOf(allowed ...string) func(any) error {
+	return func(v any) error {
+		s := v.(string)
+		for _, a := range allowed {
+			if s == a {
+				return nil
+			}
+		}
+		if len(allowed) == 1 {
+			return fmt.Errorf("%q is not known: only %q is", s, allowed[0])
+		}
+		return fmt.Errorf("%q is not one of %s%s", s, strings.Join(allowed, ", "), didYouMean(s, allowed))
+	}
+}
+
+func between(low, high int) func(any) error {
+	return func(v any) error {
+		if n := v.(int); n < low || n > high {
+			return fmt.Errorf("%d is out of range: %d to %d", n, low, high)
+		}
+		return nil
+	}
+}
+
+func lasting(low, high time.Duration) func(any) error {
+	return func(v any) error {
+		if d := v.(time.Duration); d < low || d > high {
+			return fmt.Errorf("%s is out of range: %s to %s", shortDuration(d), shortDuration(low), shortDuration(high))
+		}
+		return nil
+	}
+}
+
+// folder accepts an absolute path. Not one that names the same place in two ways: paths are compared with those in /proc.
+func folder(v any) error {
+	s := v.(string)
+	switch {
+	case s == "":
+		return errors.New("must not be empty")
+	case strings.IndexByte(s, 0) >= 0:
+		return fmt.Errorf("%q has a NUL byte", s)
+	case !filepath.IsAbs(s):
+		return fmt.Errorf("%q is not an absolute path", s)
+	case filepath.Clean(s) != s:
+		return fmt.Errorf("%q is not a clean path: write %q", s, filepath.Clean(s))
+	case s == "/":
+		return errors.New(`"/" cannot be it`)
+	}
+	return nil
+}
+
+func optional(check func(any) error) func(any) error {
+	return func(v any) error {
+		if v.(string) == "" {
+			return nil
+		}
+		return check(v)
+	}
+}
+
+func folders(v any) error {
+	for _, s := range v.([]string) {
+		if err := folder(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folderPath accepts folders parted by colons, or none.
+func folderPath(v any) error {
+	return folders(Registry{ConfigPath: v.(string)}.ConfigPaths())
+}
+
+func socket(v any) error {
+	if err := folder(v); err != nil {
+		return err
+	}
+	if n := len(v.(string)); n > maxSocket {
+		return fmt.Errorf("%q is too long for a socket: %d bytes, at most %d", v, n, maxSocket)
+	}
+	return nil
+}
+
+func word(v any) error {
+	if s := v.(string); strings.ContainsAny(s, " \t\r\n:\x00") {
+		return fmt.Errorf("%q is not a name", s)
+	}
+	return nil
+}
+
+func handler(v any) error {
+	if s := v.(string); !handlerName.MatchString(s) {
+		return fmt.Errorf("%q is not a runtime handler's name: lower-case letters, digits and -, at most 63", s)
+	}
+	return nil
+}
+
+func cgroup(v any) error {
+	s := v.(string)
+	if s == "" || strings.ContainsAny(s, "\x00\n") || filepath.Clean("/"+s) != "/"+strings.TrimPrefix(s, "/") || s == "/" {
+		return fmt.Errorf("%q is not a cgroup's path", s)
+	}
+	return nil
+}
+
+func notYet(v any) error {
+	if v.(bool) {
+		return errors.New("NRI is not available in this release")
+	}
+	return nil
+}
+
+// Validate says what is wrong with c: every value by its key's rule, then the values together. It looks at nothing but c.
+func Validate(c *Config) Problems {
+	var found Problems
+	for _, f := range c.fields() {
+		if err := f.check(value(f.ptr)); err != nil {
+			found = append(found, Problem{Key: f.name, Text: err.Error()})
+		}
+	}
+	for name := range c.Runtimes {
+		if err := handler(name); err != nil {
+			found = append(found, Problem{Key: "runtimes." + name, Text: err.Error()})
+		}
+	}
+	return append(found, validateTogether(c)...)
+}
+
+// validateTogether checks what no key can tell alone.
+func validateTogether(c *Config) Problems {
+	var found Problems
+	if c.Runtimes[c.DefaultRuntime] == nil {
+		var known []string
+		for name := range c.Runtimes {
+			known = append(known, name)
+		}
+		found = append(found, Problem{Key: "default_runtime",
+			Text: fmt.Sprintf("there is no [runtimes.%s]%s", c.DefaultRuntime, didYouMean(c.DefaultRuntime, known))})
+	}
+	// One inside the other would let the sweep of one eat the other.
+	if inside(c.Root, c.State) || inside(c.State, c.Root) {
+		found = append(found, Problem{Key: "state", Text: fmt.Sprintf("%q and root %q must not be one inside the other", c.State, c.Root)})
+	}
+	return found
+}
+
+func inside(path, folder string) bool {
+	return path == folder || strings.HasPrefix(path, folder+"/")
+}

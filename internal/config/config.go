@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads Berth's one TOML file and its drop-ins into plain data: defaults, strict checks, and where each value came
+// from. It builds nothing and knows no other package; daemon turns a Config into each package's own Config, and the command line
+// reads the socket's place from it.
+package config
+
+import (
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Version is the version of the file format that this Berth reads.
+const Version = 1
+
+// File is where the configuration is when no --config is given; it may be missing. The drop-ins are the *.toml files of the folder
+// config.d beside it.
+const File = "/etc/berth/config.toml"
+
+// MaxSyncOutput is the most that exec.sync_output_limit may be: the limit that the CRI's other implementations settled on
+// after unlimited answers had let a container take the daemon's memory.
+const MaxSyncOutput = 16 << 20
+
+// Config is the whole configuration. It is data: once Load has returned it, nobody changes it.
+type Config struct {
+	Version        int
+	Root           string
+	State          string
+	Socket         string
+	SocketGroup    string
+	DefaultRuntime string
+
+	Log      Log
+	Network  Network
+	Registry Registry
+	Runtimes map[string]*Runtime
+	Shim     Shim
+	Cgroup   Cgroup
+	Exec     Exec
+	NRI      NRI
+}
+
+// Log says what the daemon logs to its standard error.
+type Log struct {
+	Level  string
+	Format string
+}
+
+// Network says where CNI's configurations and plugins are.
+type Network struct {
+	ConfDir    string
+	BinDirs    []string
+	NetnsDir   string
+	AddTimeout time.Duration
+	DelTimeout time.Duration
+}
+
+// Registry says how images are fetched.
+type Registry struct {
+	ConfigPath             string
+	MaxConcurrentDownloads int
+	StallTimeout           time.Duration
+}
+
+// ConfigPaths is ConfigPath as the list of folders that it is.
+func (r Registry) ConfigPaths() []string {
+	return strings.FieldsFunc(r.ConfigPath, func(c rune) bool { return c == ':' })
+}
+
+// Runtime is one runtime handler.
+type Runtime struct {
+	// Type is how the runtime is driven: "oci" is a program with runc's command line.
+	Type string
+	// Path is the program; empty: bin/NAME beside berth, then PATH.
+	Path string
+	// Root is the program's own state folder.
+	Root string
+}
+
+// Shim says where berth-shim is.
+type Shim struct {
+	// Path is the program; empty: beside berth, then PATH.
+	Path string
+}
+
+// Cgroup says who makes the pods' cgroups and where.
+type Cgroup struct {
+	Driver string
+	Parent string
+}
+
+// EffectiveDriver is the driver with "auto" decided: systemd where systemd runs the machine, else cgroupfs.
+func (c Cgroup) EffectiveDriver(systemd bool) string {
+	switch {
+	case c.Driver != "auto":
+		return c.Driver
+	case systemd:
+		return "systemd"
+	}
+	return "cgroupfs"
+}
+
+// Exec limits ExecSync.
+type Exec struct {
+	SyncOutputLimit int
+}
+
+// NRI says whether and where NRI plugins connect.
+type NRI struct {
+	Enable bool
+	Socket string
+}
+
+// Defaults is the configuration without any file.
+func Defaults() *Config {
+	c := base()
+	derive(c, nil)
+	return c
+}
+
+// base is Defaults before the values that follow from others are filled in.
+func base() *Config {
+	return &Config{
+		Version:        Version,
+		Root:           "/var/lib/berth",
+		State:          "/run/berth",
+		DefaultRuntime: "runc",
+		Log:            Log{Level: "info", Format: "text"},
+		Network: Network{
+			ConfDir:    "/etc/cni/net.d",
+			BinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
+			NetnsDir:   "/run/netns",
+			AddTimeout: 60 * time.Second,
+			DelTimeout: 60 * time.Second,
+		},
+		Registry: Registry{
+			ConfigPath:             "/etc/berth/certs.d",
+			MaxConcurrentDownloads: 4,
+			StallTimeout:           60 * time.Second,
+		},
+		Runtimes: map[string]*Runtime{"runc": {Type: "oci"}},
+		Cgroup:   Cgroup{Driver: "auto", Parent: "berth"},
+		Exec:     Exec{SyncOutputLimit: MaxSyncOutput},
+		NRI:      NRI{Socket: "/var/run/nri/nri.sock"},
+	}
+}
+
+// derive fills in what follows from other values, and says so in o where it is given.
+func derive(c *Config, o Origins) {
+	follow := func(key string, field *string, value string) {
+		if *field != "" {
+			return
+		}
+		*field = value
+		if state, set := o["state"]; set && state != fromDefault {
+			o[key] = "state: " + state
+		} else if o != nil {
+			o[key] = fromDefault
+		}
+	}
+	follow("socket", &c.Socket, filepath.Join(c.State, "berth.sock"))
+	for name, r := range c.Runtimes {
+		follow("runtimes."+name+".root", &r.Root, filepath.Join(c.State, name))
+	}
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// anyName stands for the free part of a key: the name of a runtime.
+const anyName = "*"
+
+// key is one line of the file: what it is called, what it means, where its value is kept and which values it takes.
+type key struct {
+	path string
+	// doc is the comment of the default file: meaning, unit, what an empty value does.
+	doc string
+	// at is the address of the value; name is what stands for anyName in the path.
+	at    func(c *Config, name string) any
+	check func(v any) error
+	// reload: a running daemon takes a new value on SIGHUP.
+	reload bool
+}
+
+// keys is the file's format, in the order of the default file. Every table's keys stand together.
+var keys = []key{
+	{path: "version", doc: "Version of this format. Required in every file.",
+		at: func(c *Config, _ string) any { return &c.Version }, check: between(Version, Version)},
+	{path: "root", doc: "Folder for what outlives a reboot: images, records, writable layers.",
+		at: func(c *Config, _ string) any { return &c.Root }, check: folder},
+	{path: "state", doc: "Folder for what a reboot clears: sockets, namespaces, bundles.",
+		at: func(c *Config, _ string) any { return &c.State }, check: folder},
+	{path: "socket", doc: "Unix socket of the CRI server. Unset: berth.sock in the state folder.",
+		at: func(c *Config, _ string) any { return &c.Socket }, check: socket},
+	{path: "socket_group", doc: "Group, by name or number, that may use the socket (mode 0660). Empty: root's group.",
+		at: func(c *Config, _ string) any { return &c.SocketGroup }, check: word},
+	{path: "default_runtime", doc: "The [runtimes] table for pods that name no runtime handler.",
+		at: func(c *Config, _ string) any { return &c.DefaultRuntime }, check: handler},
+
+	{path: "log.level", doc: "The least that is logged: debug, info, warn or error.", reload: true,
+		at: func(c *Config, _ string) any { return &c.Log.Level }, check: oneOf("debug", "info", "warn", "error")},
+	{path: "log.format", doc: "Form of the lines on standard error: text or json.", reload: true,
+		at: func(c *Config, _ string) any { return &c.Log.Format }, check: oneOf("text", "json")},
+
+	{path: "network.conf_dir", doc: "Folder with the CNI configurations; the first in name order is used, changes are noticed.",
+		at: func(c *Config, _ string) any { return &c.Network.ConfDir }, check: folder},
+	{path: "network.bin_dirs", doc: "Folders that are searched for CNI plugins, in this order; bin/cni beside berth comes after them.",
+		at: func(c *Config, _ string) any { return &c.Network.BinDirs }, check: folders},
+	{path: "network.netns_dir", doc: "Folder where the pods' network namespaces are pinned. CNI daemons look in /run/netns.",
+		at: func(c *Config, _ string) any { return &c.Network.NetnsDir }, check: folder},
+	{path: "network.add_timeout", doc: "How long the CNI plugins may take to connect one pod.",
+		at: func(c *Config, _ string) any { return &c.Network.AddTimeout }, check: lasting(time.Second, time.Hour)},
+	{path: "network.del_timeout", doc: "How long the CNI plugins may take to disconnect one pod.",
+		at: func(c *Config, _ string) any { return &c.Network.DelTimeout }, check: lasting(time.Second, time.Hour)},
+
+	{path: "registry.config_path", doc: "Folder with one hosts.toml folder per registry, in containerd's format; several are parted by colons.", reload: true,
+		at: func(c *Config, _ string) any { return &c.Registry.ConfigPath }, check: folderPath},
+	{path: "registry.max_concurrent_downloads", doc: "Layers of one image that are fetched at the same time (1 to 64).",
+		at: func(c *Config, _ string) any { return &c.Registry.MaxConcurrentDownloads }, check: between(1, 64)},
+	{path: "registry.stall_timeout", doc: "A download that brings no byte for this long is given up and tried again.",
+		at: func(c *Config, _ string) any { return &c.Registry.StallTimeout }, check: lasting(time.Second, time.Hour)},
+
+	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci")},
+	{path: "runtimes.*.path", doc: "The runtime program. Empty: looked for by its name beside berth, then in PATH.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Path }, check: optional(folder)},
+	{path: "runtimes.*.root", doc: "The runtime's own state folder. Unset: a folder of its name in the state folder.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Root }, check: folder},
+
+	{path: "shim.path", doc: "The berth-shim program. Empty: beside berth, then in PATH.",
+		at: func(c *Config, _ string) any { return &c.Shim.Path }, check: optional(folder)},
+
+	{path: "cgroup.driver", doc: "Who makes cgroups: cgroupfs, systemd, or auto (systemd where it runs the machine). The kubelet asks for it.",
+		at: func(c *Config, _ string) any { return &c.Cgroup.Driver }, check: oneOf("auto", "cgroupfs", "systemd")},
+	{path: "cgroup.parent", doc: "The cgroup of pods whose request names no parent.",
+		at: func(c *Config, _ string) any { return &c.Cgroup.Parent }, check: cgroup},
+
+	{path: "exec.sync_output_limit", doc: "Bytes of each output stream that an ExecSync answer keeps (1 to 16777216); the rest is dropped.",
+		at: func(c *Config, _ string) any { return &c.Exec.SyncOutputLimit }, check: between(1, MaxSyncOutput)},
+
+	{path: "nri.enable", doc: "Whether NRI plugins may connect. Reserved: this release has no NRI and refuses true.",
+		at: func(c *Config, _ string) any { return &c.NRI.Enable }, check: notYet},
+	{path: "nri.socket", doc: "Unix socket for NRI plugins. Reserved: nobody listens on it yet.",
+		at: func(c *Config, _ string) any { return &c.NRI.Socket }, check: socket},
+}
+
+// runtime is the table of that name, made with a runtime's defaults if it is new.
+func (c *Config) runtime(name string) *Runtime {
+	r := c.Runtimes[name]
+	if r == nil {
+		r = &Runtime{Type: "oci"}
+		c.Runtimes[name] = r
+	}
+	return r
+}
+
+// field is a key of one Config: a runtime's key stands once for each runtime.
+type field struct {
+	key
+	name string
+	ptr  any
+}
+
+// table and leaf part a field's name: [table] leaf = value.
+func (f field) table() string {
+	table, _ := cutLast(f.name)
+	return table
+}
+
+func (f field) leaf() string {
+	_, leaf := cutLast(f.name)
+	return leaf
+}
+
+// fields are all keys of c in the default file's order, the runtimes in name order.
+func (c *Config) fields() []field {
+	names := slices.Sorted(maps.Keys(c.Runtimes))
+	var all []field
+	for i := 0; i < len(keys); i++ {
+		if !strings.Contains(keys[i].path, anyName) {
+			all = append(all, field{keys[i], keys[i].path, keys[i].at(c, "")})
+			continue
+		}
+		block := i
+		for block < len(keys) && strings.Contains(keys[block].path, anyName) {
+			block++
+		}
+		for _, name := range names {
+			for _, k := range keys[i:block] {
+				all = append(all, field{k, strings.Replace(k.path, anyName, name, 1), k.at(c, name)})
+			}
+		}
+		i = block - 1
+	}
+	return all
+}
+
+// find is the key at path and what stands for anyName in it; table tells a path that has keys below it.
+func find(path []string) (found *key, name string, table bool) {
+	for i, k := range keys {
+		want := strings.Split(k.path, ".")
+		if len(path) > len(want) {
+			continue
+		}
+		matched, free := true, ""
+		for j, part := range path {
+			if want[j] == anyName {
+				free = part
+			} else if want[j] != part {
+				matched = false
+				break
+			}
+		}
+		if matched && len(path) < len(want) {
+			return nil, free, true
+		}
+		if matched {
+			return &keys[i], free, false
+		}
+	}
+	return nil, "", false
+}
+
+func cutLast(name string) (before, last string) {
+	i := strings.LastIndexByte(name, '.')
+	if i < 0 {
+		return "", name
+	}
+	return name[:i], name[i+1:]
+}

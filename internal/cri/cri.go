@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cri serves the Container Runtime Interface v1: it validates what a request must have, calls the domain and converts the
+// answer. It decides nothing and keeps no state; daemon registers it with its gRPC server.
+package cri
+
+import (
+	"context"
+	"log/slog"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/pod"
+)
+
+// Images is what the ImageService needs. Implementation: image.Store.
+type Images interface {
+	Pull(ctx context.Context, r image.PullRequest) (image.Image, error)
+	Status(ref string) (image.Image, error)
+	List() []image.Image
+	Remove(ctx context.Context, ref string) error
+	FSInfo(ctx context.Context) (image.FSInfo, error)
+	Info(ctx context.Context, ref string) (map[string]any, error)
+}
+
+// Handler is a runtime handler as Status reports it.
+type Handler struct {
+	Name                              string
+	RecursiveReadOnly, UserNamespaces bool
+}
+
+// Config is what a Server must know; daemon fills it.
+type Config struct {
+	Pods   *pod.Manager
+	Images Images
+	// NetworkReady is nil, or why pods cannot have a network now.
+	NetworkReady func() error
+	// Version is Berth's own.
+	Version string
+	// CgroupDriver is "cgroupfs" or "systemd".
+	CgroupDriver string
+	// Handlers lists the runtime handlers, the default one also under the name "".
+	Handlers func(ctx context.Context) []Handler
+	// Effective is the configuration in force, for verbose status; it holds no secrets.
+	Effective func() any
+	Log       *slog.Logger
+}
+
+// Server implements RuntimeService and ImageService.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	c Config
+}
+
+// New makes a Server.
+func New(c Config) *Server { return &Server{c: c} }

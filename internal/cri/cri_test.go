@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
+)
+
+func TestEachErrorHasTheCodeThatItsCallerActsOn(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want codes.Code
+	}{
+		{pod.ErrInvalid, codes.InvalidArgument},
+		{spec.ErrInvalid, codes.InvalidArgument},
+		{spec.ErrNotYet, codes.Unimplemented},
+		{pod.ErrNotFound, codes.NotFound},
+		{image.ErrNotFound, codes.NotFound},
+		{pod.ErrExists, codes.AlreadyExists},
+		{pod.ErrState, codes.FailedPrecondition},
+		{runtime.ErrExecTimeout, codes.DeadlineExceeded},
+		{fmt.Errorf("%w (%w)", pod.ErrInFlight, context.Canceled), codes.DeadlineExceeded},
+		{image.ErrUnauthorized, codes.Unauthenticated},
+		{image.ErrUnavailable, codes.Unavailable},
+		{context.Canceled, codes.Canceled},
+		{errors.New("anything else"), codes.Internal},
+		{status.Error(codes.Unimplemented, "as it is"), codes.Unimplemented},
+	} {
+		err := Status(fmt.Errorf("sandbox x: %w", c.err))
+		if c.err != nil && status.Code(Status(c.err)) != c.want {
+			t.Errorf("%v: got %v, want %v", c.err, status.Code(Status(c.err)), c.want)
+		}
+		if !strings.Contains(err.Error(), "sandbox x") {
+			t.Errorf("%v lost its text", err)
+		}
+	}
+	if Status(nil) != nil {
+		t.Error("success is an error")
+	}
+}
+
+func TestTheKubeletFindsItsPrefix(t *testing.T) {
+	s, _ := status.FromError(Status(fmt.Errorf("pull x: %w", image.ErrUnavailable)))
+	if !strings.HasPrefix(s.Message(), "RegistryUnavailable") {
+		t.Errorf("got %q", s.Message())
+	}
+}
+
+func TestSignalsHaveTheirCRINames(t *testing.T) {
+	for n, want := range map[int]string{15: "SIGNAL_SIGTERM", 9: "SIGNAL_SIGKILL", 34: "SIGNAL_SIGRTMIN", 37: "SIGNAL_SIGRTMINPLUS3",
+		49: "SIGNAL_SIGRTMINPLUS15", 50: "SIGNAL_SIGRTMAXMINUS14", 64: "SIGNAL_SIGRTMAX", 0: "SIGNAL_RUNTIME_DEFAULT", 99: "SIGNAL_RUNTIME_DEFAULT"} {
+		if got := stopSignal(n).String(); got != want {
+			t.Errorf("%d: got %s, want %s", n, got, want)
+		}
+	}
+}
+
+func TestSandboxStatusHasWhatTheKubeletValidates(t *testing.T) {
+	st := &pod.SandboxStatus{ID: "1", Handler: "runc", Ready: true, CreatedAt: 7, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
+		Config: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Labels: map[string]string{"a": "b"}}}
+	out := sandboxStatus(st)
+	if out.GetId() != "1" || out.GetCreatedAt() != 7 || out.GetMetadata().GetUid() != "u" || out.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY ||
+		out.GetNetwork().GetIp() != "10.0.0.2" || out.GetNetwork().GetAdditionalIps()[0].GetIp() != "fd00::2" || out.GetLabels()["a"] != "b" {
+		t.Errorf("got %v", out)
+	}
+}
+
+func TestWhatComesLaterSaysSo(t *testing.T) {
+	s := New(Config{})
+	for name, f := range map[string]func() error{
+		"Exec":               func() error { _, err := s.Exec(t.Context(), nil); return err },
+		"ListContainerStats": func() error { _, err := s.ListContainerStats(t.Context(), nil); return err },
+		"CheckpointPod":      func() error { _, err := s.CheckpointPod(t.Context(), nil); return err },
+		"StreamImages":       func() error { return s.StreamImages(nil, nil) },
+		"GetContainerEvents": func() error { return s.GetContainerEvents(nil, nil) },
+	} {
+		err := f()
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "later release") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}

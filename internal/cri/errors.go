@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
+)
+
+// classes gives each error that a caller can act on its code; the first match counts.
+var classes = []struct {
+	err  error
+	code codes.Code
+}{
+	{pod.ErrInvalid, codes.InvalidArgument},
+	{spec.ErrInvalid, codes.InvalidArgument},
+	{spec.ErrNotYet, codes.Unimplemented},
+	{image.ErrInvalidReference, codes.InvalidArgument},
+	{pod.ErrInFlight, codes.DeadlineExceeded},
+	// A probe whose timeout is over has failed; any other code would make it unknown to the kubelet.
+	{runtime.ErrExecTimeout, codes.DeadlineExceeded},
+	{pod.ErrNotFound, codes.NotFound},
+	{image.ErrNotFound, codes.NotFound},
+	{pod.ErrExists, codes.AlreadyExists},
+	{pod.ErrState, codes.FailedPrecondition},
+	{image.ErrUnauthorized, codes.Unauthenticated},
+	{image.ErrUnavailable, codes.Unavailable},
+	{image.ErrCorrupt, codes.DataLoss},
+	{pod.ErrUnavailable, codes.Unavailable},
+	{runtime.ErrShimGone, codes.Unavailable},
+	{context.Canceled, codes.Canceled},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+}
+
+// Status turns an error of the domain into a gRPC status error. It is the interceptor's to call, once per RPC.
+func Status(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	for _, c := range classes {
+		if errors.Is(err, c.err) {
+			return status.Error(c.code, prefix(err)+err.Error())
+		}
+	}
+	return status.Error(codes.Internal, err.Error())
+}
+
+// prefix is what the kubelet looks for at the beginning of a message (k8s.io/cri-api/pkg/errors).
+func prefix(err error) string {
+	if errors.Is(err, image.ErrUnavailable) {
+		return "RegistryUnavailable: "
+	}
+	return ""
+}
+
+func isNotFound(err error) bool { return errors.Is(err, image.ErrNotFound) }

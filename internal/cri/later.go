@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// What this release does not do yet says so, and what to use meanwhile: a client can fall back, nothing pretends.
+const (
+	laterStreams    = "streaming (exec, attach, port-forward) comes with a later release; ExecSync works"
+	laterStats      = "statistics and metrics come with a later release"
+	laterCheckpoint = "checkpoint and restore come with a later release"
+	laterResize     = "pod-level resize comes with a later release; UpdateContainerResources works"
+	laterLists      = "streamed lists come with a later release; the plain list calls work"
+	laterEvents     = "container events come with a later release; polling the lists works"
+)
+
+func later(rpc, what string) error {
+	return status.Errorf(codes.Unimplemented, "%s is not implemented: %s", rpc, what)
+}
+
+// Exec implements RuntimeService.
+func (*Server) Exec(context.Context, *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	return nil, later("Exec", laterStreams)
+}
+
+// Attach implements RuntimeService.
+func (*Server) Attach(context.Context, *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	return nil, later("Attach", laterStreams)
+}
+
+// PortForward implements RuntimeService.
+func (*Server) PortForward(context.Context, *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	return nil, later("PortForward", laterStreams)
+}
+
+// ContainerStats implements RuntimeService.
+func (*Server) ContainerStats(context.Context, *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	return nil, later("ContainerStats", laterStats)
+}
+
+// ListContainerStats implements RuntimeService.
+func (*Server) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	return nil, later("ListContainerStats", laterStats)
+}
+
+// PodSandboxStats implements RuntimeService.
+func (*Server) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	return nil, later("PodSandboxStats", laterStats)
+}
+
+// ListPodSandboxStats implements RuntimeService.
+func (*Server) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	return nil, later("ListPodSandboxStats", laterStats)
+}
+
+// ListMetricDescriptors implements RuntimeService.
+func (*Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+	return nil, later("ListMetricDescriptors", laterStats)
+}
+
+// ListPodSandboxMetrics implements RuntimeService.
+func (*Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+	return nil, later("ListPodSandboxMetrics", laterStats)
+}
+
+// CheckpointContainer implements RuntimeService.
+func (*Server) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
+	return nil, later("CheckpointContainer", laterCheckpoint)
+}
+
+// CheckpointPod implements RuntimeService.
+func (*Server) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	return nil, later("CheckpointPod", laterCheckpoint)
+}
+
+// RestorePod implements RuntimeService.
+func (*Server) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	return nil, later("RestorePod", laterCheckpoint)
+}
+
+// UpdatePodSandboxResources implements RuntimeService.
+func (*Server) UpdatePodSandboxResources(context.Context, *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return nil, later("UpdatePodSandboxResources", laterResize)
+}
+
+// StreamPodSandboxes implements RuntimeService.
+func (*Server) StreamPodSandboxes(*runtimeapi.StreamPodSandboxesRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
+	return later("StreamPodSandboxes", laterLists)
+}
+
+// StreamContainers implements RuntimeService.
+func (*Server) StreamContainers(*runtimeapi.StreamContainersRequest, grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
+	return later("StreamContainers", laterLists)
+}
+
+// StreamContainerStats implements RuntimeService.
+func (*Server) StreamContainerStats(*runtimeapi.StreamContainerStatsRequest, grpc.ServerStreamingServer[runtimeapi.StreamContainerStatsResponse]) error {
+	return later("StreamContainerStats", laterLists)
+}
+
+// StreamPodSandboxStats implements RuntimeService.
+func (*Server) StreamPodSandboxStats(*runtimeapi.StreamPodSandboxStatsRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
+	return later("StreamPodSandboxStats", laterLists)
+}
+
+// StreamPodSandboxMetrics implements RuntimeService.
+func (*Server) StreamPodSandboxMetrics(*runtimeapi.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
+	return later("StreamPodSandboxMetrics", laterLists)
+}
+
+// StreamImages implements ImageService.
+func (*Server) StreamImages(*runtimeapi.StreamImagesRequest, grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+	return later("StreamImages", laterLists)
+}
+
+// GetContainerEvents implements RuntimeService.
+func (*Server) GetContainerEvents(*runtimeapi.GetEventsRequest, grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+	return later("GetContainerEvents", laterEvents)
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// kubeletAPIVersion is the version that a kubelet wants to see in VersionResponse.version.
+	kubeletAPIVersion = "0.1.0"
+	runtimeName       = "berth"
+	runtimeAPIVersion = "v1"
+)
+
+// Version implements RuntimeService.
+func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{Version: kubeletAPIVersion, RuntimeName: runtimeName, RuntimeVersion: s.c.Version, RuntimeApiVersion: runtimeAPIVersion}, nil
+}
+
+// Status implements RuntimeService.
+func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.c.NetworkReady(); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
+	}
+	out := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			{Type: runtimeapi.RuntimeReady, Status: true}, network}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	for _, h := range s.c.Handlers(ctx) {
+		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: h.Name,
+			Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.UserNamespaces}})
+	}
+	if !r.GetVerbose() {
+		return out, nil
+	}
+	config, err := json.Marshal(s.c.Effective())
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	out.Info = map[string]string{"config": string(config)}
+	return out, nil
+}
+
+// RuntimeConfig implements RuntimeService. A zero cgroup driver would mean systemd to the kubelet, so it is always said.
+func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	driver := runtimeapi.CgroupDriver_CGROUPFS
+	if s.c.CgroupDriver == "systemd" {
+		driver = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
+}
+
+// UpdateRuntimeConfig implements RuntimeService. Its one field, the node's pod CIDR, is for runtimes that write a CNI configuration
+// themselves; here the CNI configuration is the operator's or the network plugin's.
+func (s *Server) UpdateRuntimeConfig(ctx context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		s.c.Log.DebugContext(ctx, "pod CIDR is left to the CNI configuration", "cidr", cidr)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}
+
+// verbose renders details as the one JSON value that crictl prints under "info".
+func verbose(details map[string]any) (map[string]string, error) {
+	for k, v := range details {
+		if m, ok := v.(proto.Message); ok {
+			raw, err := protojson.Marshal(m)
+			if err != nil {
+				return nil, fmt.Errorf("encode %s: %w", k, err)
+			}
+			details[k] = json.RawMessage(raw)
+		}
+	}
+	raw, err := json.Marshal(details)
+	if err != nil {
+		return nil, fmt.Errorf("encode details: %w", err)
+	}
+	return map[string]string{"info": string(raw)}, nil
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-run/berth/internal/config"
+	"github.com/berth-run/berth/internal/cri"
+	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/cgroup"
+	"github.com/berth-run/berth/internal/linux/cgroup/slice"
+	"github.com/berth-run/berth/internal/linux/host"
+	"github.com/berth-run/berth/internal/network"
+	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
+	"github.com/berth-run/berth/internal/telemetry"
+)
+
+// shimTimeout bounds how long a start-up waits for one shim; all are asked at once.
+const shimTimeout = 5 * time.Second
+
+// parts are what serve is made of, in the order in which they are opened.
+type parts struct {
+	lock    *os.File
+	slices  *slice.Manager
+	images  *image.Store
+	network *network.Network
+	runtime *runtime.Runtime
+	pods    *pod.Manager
+	calls   *telemetry.Calls
+	api     *cri.Server
+}
+
+// open builds all parts. What it has opened when one fails is closed by close.
+func (d *daemon) open(ctx context.Context) error {
+	c := d.cfg
+	for _, dir := range []string{c.Root, c.State} {
+		if err := closeFolder(dir); err != nil {
+			return fmt.Errorf("folder %s: %w", dir, err)
+		}
+	}
+	var err error
+	if d.lock, err = lockRoot(c.Root); err != nil {
+		return err
+	}
+	shim, err := sibling(c.Shim.Path, "berth-shim")
+	if err != nil {
+		return fmt.Errorf("[shim] path: %w", err)
+	}
+	driver := c.Cgroup.EffectiveDriver(systemdRuns())
+	k, err := d.openKernel(driver)
+	if err != nil {
+		return err
+	}
+	facts, err := hostFacts(k.cgroups)
+	if err != nil {
+		return err
+	}
+	if d.images, err = image.Open(ctx, d.imageConfig(), d.log); err != nil {
+		return err
+	}
+	if d.network, err = network.New(d.networkConfig(), d.log); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	if d.runtime, err = d.openRuntime(shim, driver); err != nil {
+		return err
+	}
+	boot, err := host.BootID()
+	if err != nil {
+		return err
+	}
+	d.pods = pod.New(pod.Config{Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir, CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
+		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot, ExecOutputLimit: int64(c.Exec.SyncOutputLimit), ShimTimeout: shimTimeout},
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specMaker{facts}}, d.log)
+	d.calls = telemetry.NewCalls()
+	d.api = cri.New(cri.Config{Pods: d.pods, Images: d.images, NetworkReady: d.network.Ready, Version: d.flags.Version, CgroupDriver: driver,
+		Handlers: d.handlers, Effective: d.effective, Log: d.log})
+	return nil
+}
+
+// close gives back what open took, in reverse. Pods are not among it.
+func (d *daemon) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	var errs []error
+	if d.pods != nil {
+		if err := d.pods.Close(ctx); err != nil {
+			d.log.Warn("shutdown", "error", err)
+		}
+	}
+	if d.runtime != nil {
+		d.runtime.Close()
+	}
+	if d.network != nil {
+		errs = append(errs, d.network.Close())
+	}
+	if d.images != nil {
+		errs = append(errs, d.images.Close())
+	}
+	if d.slices != nil {
+		d.slices.Close()
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func systemdRuns() bool {
+	info, err := os.Stat("/run/systemd/system")
+	return err == nil && info.IsDir()
+}
+
+func (d *daemon) openKernel(driver string) (kernel, error) {
+	h, err := cgroup.Detect()
+	if err != nil {
+		return kernel{}, fmt.Errorf("cgroups: %w", err)
+	}
+	if driver == cgroup.Systemd {
+		d.slices = slice.New()
+	}
+	return kernel{cgroups: h, driver: driver, slices: d.slices}, nil
+}
+
+func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
+	var facts spec.Host
+	caps, err := host.BoundingSet()
+	if err != nil {
+		return facts, err
+	}
+	floor, err := host.OOMScoreFloor(caps)
+	if err != nil {
+		return facts, err
+	}
+	files, err := host.MaxOpenFiles()
+	if err != nil {
+		return facts, err
+	}
+	devices, err := host.Devices()
+	if err != nil {
+		return facts, err
+	}
+	facts = spec.Host{CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, MaxOpenFiles: files}
+	for _, dev := range devices {
+		facts.Devices = append(facts.Devices, specDevice(dev))
+	}
+	return facts, nil
+}
+
+func (d *daemon) imageConfig() image.Config {
+	c := d.cfg
+	return image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
+		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout}
+}
+
+func (d *daemon) networkConfig() network.Config {
+	c, n := d.cfg.Network, network.Default()
+	n.ConfDir, n.BinDirs, n.CacheDir = c.ConfDir, c.BinDirs, filepath.Join(d.cfg.Root, "network")
+	n.AddTimeout, n.DelTimeout = c.AddTimeout, c.DelTimeout
+	// The plugins that were built together with this binary come last: a network provider's own win.
+	if self, err := os.Executable(); err == nil {
+		n.BinDirs = append(append([]string(nil), n.BinDirs...), filepath.Join(filepath.Dir(self), "cni"))
+	}
+	return n
+}
+
+func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {
+	handlers := map[string]runtime.Handler{}
+	for name, r := range d.cfg.Runtimes {
+		path, err := sibling(r.Path, name)
+		if err != nil {
+			return nil, fmt.Errorf("[runtimes.%s] path: %w", name, err)
+		}
+		handlers[name] = runtime.Handler{Name: name, Path: path, Root: r.Root, SystemdCgroup: driver == cgroup.Systemd, Native: true}
+	}
+	return runtime.New(runtime.Config{ShimPath: shim, StateDir: d.cfg.State, Handlers: handlers, Default: d.cfg.DefaultRuntime}, d.log)
+}
+
+func onPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither beside this program nor on PATH; install it or set its path: %w", name, err)
+	}
+	return path, nil
+}
+
+// handlers tells the runtime handlers with their features, the default one first and under the name "" as the kubelet wants it.
+func (d *daemon) handlers(ctx context.Context) []cri.Handler {
+	var all []cri.Handler
+	for _, h := range d.runtime.Handlers() {
+		f, err := d.runtime.Features(ctx, h.Name)
+		if err != nil && !errors.Is(err, runtime.ErrUnsupported) {
+			d.log.WarnContext(ctx, "features of runtime", "handler", h.Name, "error", err)
+		}
+		// User namespaces are not served yet, whatever the runtime can.
+		out := cri.Handler{Name: h.Name, RecursiveReadOnly: f.RecursiveReadOnlyMounts}
+		if h.Name == d.cfg.DefaultRuntime {
+			all = append(all, cri.Handler{Name: "", RecursiveReadOnly: out.RecursiveReadOnly})
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
+// effective is the configuration in force, and where the network's came from.
+func (d *daemon) effective() any {
+	now := d.inForce.Load()
+	return map[string]any{"berth": config.Entries(now.cfg, now.origins), "network": d.network.Info()}
+}

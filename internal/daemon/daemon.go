@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon builds every part, recovers, serves and shuts down: it is `berth serve`, and the only package that knows all
+// others. Nothing imports it but cmd/berth.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/config"
+	"github.com/berth-run/berth/internal/cri"
+	"github.com/berth-run/berth/internal/telemetry"
+)
+
+// Flags are serve's command line; empty values leave the configuration as it is.
+type Flags struct {
+	Config  string
+	Root    string
+	State   string
+	Socket  string
+	Version string
+}
+
+const (
+	// maxMessage is what a kubelet accepts and sends, in bytes (k8s.io/cri-client).
+	maxMessage = 16 << 20
+	// drainTime and closeTime bound a shutdown: SIGTERM ends the daemon within a second.
+	drainTime = 300 * time.Millisecond
+	closeTime = 500 * time.Millisecond
+)
+
+// Run serves until ctx ends or SIGTERM or SIGINT comes. Pods run on. SIGHUP reloads what can be.
+func Run(ctx context.Context, flags Flags) error {
+	opts := flags.options()
+	cfg, origins, err := config.Load(opts)
+	if err != nil {
+		return err
+	}
+	logs, err := telemetry.NewLog(os.Stderr, cfg.Log.Format, cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	d := &daemon{flags: flags, opts: opts, cfg: cfg, logs: logs, log: logs.Logger()}
+	d.inForce.Store(&inForce{cfg, origins})
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	begin := time.Now()
+	if err := d.open(ctx); err != nil {
+		return errors.Join(err, d.close())
+	}
+	err = d.serve(ctx, begin)
+	return errors.Join(err, d.close())
+}
+
+func (f Flags) options() config.Options {
+	o := config.Options{File: f.Config}
+	for _, v := range []struct{ key, value string }{{"root", f.Root}, {"state", f.State}, {"socket", f.Socket}} {
+		if v.value != "" {
+			o.Overrides = append(o.Overrides, config.Override{Key: v.key, Value: v.value, Origin: "flag --" + v.key})
+		}
+	}
+	return o
+}
+
+// daemon is one run of `berth serve`.
+type daemon struct {
+	flags Flags
+	opts  config.Options
+	cfg   *config.Config // as it was at the start: what parts were built from
+	logs  *telemetry.Log
+	log   *slog.Logger
+
+	// inForce is cfg and origins with what was reloaded since; requests read it.
+	inForce atomic.Pointer[inForce]
+
+	parts
+}
+
+// inForce is a configuration and where its values came from. It is never changed.
+type inForce struct {
+	cfg     *config.Config
+	origins config.Origins
+}
+
+// serve recovers the pods of earlier lives, then answers requests until ctx ends.
+func (d *daemon) serve(ctx context.Context, begin time.Time) error {
+	// The socket is taken before the recovery, so that a second daemon is refused before it touches anything;
+	// what a kubelet sends meanwhile waits in the listen queue.
+	l, err := listen(d.cfg.Socket, d.cfg.SocketGroup)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	r, err := d.pods.Recover(ctx)
+	if err != nil {
+		return err
+	}
+	for _, trouble := range r.SetAside {
+		d.log.Error("recovery", "error", trouble)
+	}
+	d.log.Info("serving", "socket", d.cfg.Socket, "version", d.flags.Version, "sandboxes", r.Sandboxes, "containers", r.Containers,
+		"adopted", r.Adopted, "exited_meanwhile", r.Exited, "orphans_swept", r.Swept, "recovery", r.Took, "start", time.Since(begin))
+	// The start has read much that is not needed again: what serves for weeks begins small.
+	debug.FreeOSMemory()
+	server := d.newServer()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	d.notify(sdnotify.SdNotifyReady)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case err := <-served:
+			return fmt.Errorf("serve %s: %w", d.cfg.Socket, err)
+		case <-hup:
+			d.reload()
+		case <-ctx.Done():
+			d.drain(server)
+			return nil
+		}
+	}
+}
+
+func (d *daemon) newServer() *grpc.Server {
+	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls})
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream))
+	runtimeapi.RegisterRuntimeServiceServer(server, d.api)
+	runtimeapi.RegisterImageServiceServer(server, d.api)
+	return server
+}
+
+// drain lets answers that are nearly ready go out. Operations that take longer are cut off; the next start
+// finishes or rolls them back, as after a crash.
+func (d *daemon) drain(server *grpc.Server) {
+	d.log.Info("shutting down; pods run on")
+	d.notify(sdnotify.SdNotifyStopping)
+	done := make(chan struct{})
+	go func() { server.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+		server.Stop()
+	}
+}
+
+func (d *daemon) notify(state string) {
+	if _, err := sdnotify.SdNotify(false, state); err != nil {
+		d.log.Warn("tell systemd", "state", state, "error", err)
+	}
+}
+
+// reload takes over what can change while serving; the rest is named and waits for a restart.
+func (d *daemon) reload() {
+	d.notify(sdnotify.SdNotifyReloading)
+	defer d.notify(sdnotify.SdNotifyReady)
+	next, origins, err := config.Load(d.opts)
+	if err != nil {
+		d.log.Error("reload: the configuration in force stays", "error", err)
+		return
+	}
+	now := d.inForce.Load()
+	changed, restart := config.Reloadable(now.cfg, next)
+	if err := d.logs.Set(next.Log.Format, next.Log.Level); err != nil {
+		d.log.Error("reload", "error", err)
+		return
+	}
+	d.images.SetCertsDirs(next.Registry.ConfigPaths())
+	merged := *now.cfg
+	merged.Log, merged.Registry.ConfigPath = next.Log, next.Registry.ConfigPath
+	from := maps.Clone(now.origins)
+	for _, key := range changed {
+		from[key] = origins[key]
+	}
+	d.inForce.Store(&inForce{&merged, from})
+	d.log.Info("reloaded", "changed", changed, "needs_restart", restart)
+}
+
+// describe adds the names that people know to a log line about a request that has only IDs.
+func (d *daemon) describe(o *telemetry.Object) {
+	if o.Container != "" {
+		if c, err := d.pods.ContainerByID(o.Container); err == nil {
+			o.Container, o.Sandbox, o.Name = c.ID, c.Sandbox().ID, c.Config.GetMetadata().GetName()
+		}
+	}
+	if o.Sandbox != "" {
+		if s, err := d.pods.SandboxByID(o.Sandbox); err == nil {
+			md := s.Config.GetMetadata()
+			o.Sandbox, o.Pod = s.ID, md.GetNamespace()+"/"+md.GetName()
+		}
+	}
+}
