@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package leak
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Sweep removes by force all that is the scope's own, whether it leaked or not: so a test that fails leaves
+// the machine as it was. The daemon must have ended. It goes on after errors and returns them all.
+func (s Scope) Sweep() error {
+	errs := []error{s.killAll(), s.unmountAll(), s.DropRules(), s.dropLinks(), s.dropCgroups()}
+	if s.Dir != "" {
+		errs = append(errs, os.RemoveAll(s.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (s Scope) unmountAll() error {
+	points, err := s.mountPoints()
+	errs := []error{err}
+	for _, p := range slices.Backward(points) {
+		if err := syscall.Unmount(p, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s Scope) dropLinks() error {
+	if s.Bridge == "" {
+		return nil
+	}
+	ports, _ := filepath.Glob("/sys/class/net/" + s.Bridge + "/brif/*")
+	var errs []error
+	for _, p := range append(ports, s.Bridge) {
+		if _, err := os.Stat("/sys/class/net/" + filepath.Base(p)); err != nil {
+			continue
+		}
+		if out, err := exec.Command("ip", "link", "delete", filepath.Base(p)).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("delete link %s: %w: %s", p, err, out))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// DropRules deletes the rules that name the network, then the chains that they led to.
+func (s Scope) DropRules() error {
+	if s.Network == "" {
+		return nil
+	}
+	var errs []error
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		out, err := output(tool+"-save", "-t", "nat")
+		errs = append(errs, err)
+		var chains []string
+		for line := range strings.Lines(out) {
+			if !strings.Contains(line, s.Network) {
+				continue
+			}
+			args := splitRule(strings.TrimSpace(line))
+			if i := slices.Index(args, "-j"); i > 0 && cniChain.MatchString(":"+args[i+1]+" ") {
+				chains = append(chains, args[i+1])
+			}
+			args[0] = "-D"
+			_, err := output(tool, append([]string{"-w", "-t", "nat"}, args...)...)
+			errs = append(errs, err)
+		}
+		for _, c := range chains {
+			_, err1 := output(tool, "-w", "-t", "nat", "-F", c)
+			_, err2 := output(tool, "-w", "-t", "nat", "-X", c)
+			errs = append(errs, err1, err2)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// splitRule splits a line of iptables-save into arguments: a quoted comment is one.
+func splitRule(line string) []string {
+	var args []string
+	var arg strings.Builder
+	quoted, escaped := false, false
+	for _, r := range line {
+		switch {
+		case escaped:
+			arg.WriteRune(r)
+			escaped = false
+		case r == '\\':
+			escaped = true
+		case r == '"':
+			quoted = !quoted
+		case r == ' ' && !quoted:
+			args = append(args, arg.String())
+			arg.Reset()
+		default:
+			arg.WriteRune(r)
+		}
+	}
+	return append(args, arg.String())
+}
+
+func (s Scope) dropCgroups() error {
+	var errs []error
+	for try := range 20 {
+		folders, err := s.cgroupFolders()
+		errs = []error{err}
+		for _, f := range slices.Backward(folders) {
+			if err := syscall.Rmdir(f); err != nil && !errors.Is(err, syscall.ENOENT) {
+				errs = append(errs, fmt.Errorf("remove cgroup %s: %w", f, err))
+			}
+		}
+		if errors.Join(errs...) == nil || try == 19 {
+			break
+		}
+		settleBriefly()
+	}
+	return errors.Join(errs...)
+}
