@@ -113,3 +113,14 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// A pod's life is some twenty of these.
+func BenchmarkWrite(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "r.json")
+	large := body{string(make([]byte, 3000))}
+	for b.Loop() {
+		if err := Write(path, header, large); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
