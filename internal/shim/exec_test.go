@@ -323,6 +323,9 @@ func TestCloseIOEndsAnExecsInput(t *testing.T) {
 	if out := s.receive(e.stdout, 5*time.Second); out != "before end\n" {
 		t.Errorf("output %q", out)
 	}
+	if code := s.wait(id, e.id); code != 0 { // its output ends a moment before it does
+		t.Errorf("code %d", code)
+	}
 	s.deleteExec(id, e)
 }
 
