@@ -65,7 +65,7 @@ func (s Snapshot) Since(before Snapshot) []string {
 
 // settle is how long things may take to vanish after the last call returned: PID 1 reaps orphans every two
 // seconds on some machines, and the kernel takes a namespace's links down from a work queue.
-const settle = 6 * time.Second
+const settle = 20 * time.Second
 
 // Check fails the test with a list of what is there now and was not in the earlier snapshot.
 func (s Scope) Check(tb testing.TB, before Snapshot) {
