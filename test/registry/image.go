@@ -19,6 +19,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
@@ -93,7 +94,6 @@ func Build(s Spec) (v1.Image, error) {
 		how = append(how, tarball.WithCompression(compression.ZStd))
 	case s.Raw:
 		media = types.OCIUncompressedLayer
-		how = append(how, tarball.WithCompression(compression.None))
 	case s.Docker:
 		media = types.DockerLayer
 	}
@@ -107,7 +107,10 @@ func Build(s Spec) (v1.Image, error) {
 			return nil, fmt.Errorf("build layer %d: %w", i, err)
 		}
 		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
-		l, err := tarball.LayerFromOpener(open, append(how, tarball.WithMediaType(media))...)
+		l := static.NewLayer(data, media) // as it is; tarball would compress it whatever it is told
+		if !s.Raw {
+			l, err = tarball.LayerFromOpener(open, append(how, tarball.WithMediaType(media))...)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("build layer %d: %w", i, err)
 		}
