@@ -29,6 +29,21 @@ func (f *fakeCRI) runPod(ctx context.Context, t *testing.T, spec string, flags .
 	return got, left
 }
 
+// watched is a stream that calls seen once it holds text.
+type watched struct {
+	buffer
+	text string
+	seen func()
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.buffer.Write(p)
+	if strings.Contains(w.String(), w.text) {
+		w.seen()
+	}
+	return n, err
+}
+
 // without takes out what tests don't compare.
 func without(calls []string, prefixes ...string) []string {
 	return slices.DeleteFunc(calls, func(c string) bool {
@@ -101,15 +116,17 @@ func TestInterruptedRunStopsAndRemovesThePod(t *testing.T) {
 	f := newFake(t)
 	f.acts["a"] = []act{{forever: true, lines: []string{"stdout F up"}}}
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		for !slices.Contains(f.history(), "start a/0") {
-			time.Sleep(5 * time.Millisecond)
-		}
-		cancel()
-	}()
-	got, left := f.runPod(ctx, t, "  terminationGracePeriodSeconds: 5\n  containers: [{name: a, image: \"i:1\"}]\n")
-	if got.code == 0 || got.out != "a | up\n" || len(left) > 0 {
-		t.Errorf("got %+v, left %q", got, left)
+	defer cancel()
+	dir := t.TempDir()
+	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers: [{name: a, image: \"i:1\"}]\n"
+	// Interrupted once its output is there: earlier, there may be nothing to show yet.
+	out := &watched{text: "up\n", seen: cancel}
+	var errs buffer
+	code := New(Options{Version: "0.9", In: strings.NewReader(manifest), Out: out, Err: &errs}).Run(ctx,
+		[]string{"run", "--socket", f.socket, "--pods-dir", dir, "-"})
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if code == 0 || out.String() != "a | up\n" || len(left) > 0 || err != nil {
+		t.Errorf("code %d, out %q, err %q, left %q, %v", code, out.String(), errs.String(), left, err)
 	}
 	calls := f.history()
 	if want := []string{"stop a in 5s", "stop pod p", "remove pod p"}; !slices.Equal(calls[len(calls)-3:], want) {

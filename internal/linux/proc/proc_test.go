@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestReadStatOfSelf(t *testing.T) {
@@ -17,8 +19,13 @@ func TestReadStatOfSelf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stat.PID != os.Getpid() || stat.PPID != os.Getppid() || stat.StartTime == 0 || stat.Session == 0 {
+	if stat.PID != os.Getpid() || stat.PPID != os.Getppid() || stat.StartTime == 0 {
 		t.Fatalf("%+v", stat)
+	}
+	// 0 where the session's leader is outside of our PID namespace: as getsid has it.
+	session, err := unix.Getsid(0)
+	if err != nil || stat.Session != session {
+		t.Fatalf("session %d, want %d: %v", stat.Session, session, err)
 	}
 	if !Is(stat.PID, stat.StartTime) {
 		t.Fatal("does not recognise itself")
