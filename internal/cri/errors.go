@@ -24,6 +24,8 @@ var classes = []struct {
 	{spec.ErrInvalid, codes.InvalidArgument},
 	{spec.ErrNotYet, codes.Unimplemented},
 	{image.ErrInvalidReference, codes.InvalidArgument},
+	// The request is well-formed; what the registry holds is not for this node.
+	{image.ErrUnsupported, codes.FailedPrecondition},
 	{pod.ErrInFlight, codes.DeadlineExceeded},
 	// A probe whose timeout is over has failed; any other code would make it unknown to the kubelet.
 	{runtime.ErrExecTimeout, codes.DeadlineExceeded},

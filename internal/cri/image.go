@@ -5,7 +5,6 @@ package cri
 import (
 	"context"
 	"fmt"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -89,7 +88,7 @@ func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoReque
 	if err != nil {
 		return nil, err
 	}
-	fs := []*runtimeapi.FilesystemUsage{{Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint},
+	fs := []*runtimeapi.FilesystemUsage{{Timestamp: info.Timestamp.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint},
 		UsedBytes: &runtimeapi.UInt64Value{Value: uint64(info.UsedBytes)}, InodesUsed: &runtimeapi.UInt64Value{Value: uint64(info.InodesUsed)}}}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
 }

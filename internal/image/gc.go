@@ -3,6 +3,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,12 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // gcDelay gathers removals that come in a row into one collection.
@@ -23,7 +30,13 @@ func (s *Store) collectSoon() {
 	}
 }
 
+// collectAfter asks for a collection when a lease has run out.
+func (s *Store) collectAfter(d time.Duration) { time.AfterFunc(d, s.collectSoon) }
+
 func (s *Store) collectGarbage() {
+	if err := s.suspect(scoped(s.life)); err != nil && s.life.Err() == nil {
+		s.log.Warn("look for what an earlier life has left", "error", err)
+	}
 	for {
 		select {
 		case <-s.life.Done():
@@ -41,27 +54,113 @@ func (s *Store) collectGarbage() {
 	}
 }
 
-// GC deletes what no image, container or pull needs: blobs, layers, writable layers of removed containers.
-func (s *Store) GC(ctx context.Context) error {
-	var errs []error
-	if _, err := s.db.GarbageCollect(scoped(ctx)); err != nil {
-		errs = append(errs, fmt.Errorf("images: %w", err))
+// suspect makes the next collection compare folders and blobs with the metadata. It does that only for stores from which something was removed
+// in its own life, so something is: a crash between disk and metadata leaves files that nothing else would find.
+func (s *Store) suspect(ctx context.Context) error {
+	const name = "suspect"
+	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
 	}
-	trash := filepath.Join(s.cfg.Root, trashName)
+	if err := s.snapshots.Remove(ctx, name); err != nil {
+		return err
+	}
+	raw := []byte(name)
+	desc := ocispec.Descriptor{Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if err := content.WriteBlob(ctx, s.content, name, bytes.NewReader(raw), desc); err != nil {
+		return err
+	}
+	return s.content.Delete(ctx, desc.Digest)
+}
+
+// emptyTrash deletes the writable layers of removed containers, one after the other. It is not part of the collection, which a
+// container with a million files would hold up.
+func (s *Store) emptyTrash() {
+	for {
+		if err := s.sweepTrash(); err != nil {
+			s.log.Error("delete writable layers", "error", err)
+		}
+		select {
+		case <-s.life.Done():
+			return
+		case <-s.trashed:
+		}
+	}
+}
+
+func (s *Store) sweepTrash() error {
+	trash := s.trash()
 	entries, err := os.ReadDir(trash)
-	errs = append(errs, err)
+	errs := []error{err}
 	for _, e := range entries {
+		if s.life.Err() != nil {
+			break // the next life goes on
+		}
+		// os.RemoveAll goes from folder to folder by file descriptor and follows no link.
 		errs = append(errs, os.RemoveAll(filepath.Join(trash, e.Name())))
 	}
 	return errors.Join(errs...)
 }
 
-// FSInfo tells what images take. It reads no folder: usage was counted when the layers were unpacked.
+// GC deletes blobs and layers that no image, container or pull needs.
+func (s *Store) GC(ctx context.Context) error {
+	ctx = scoped(ctx)
+	if _, err := s.db.GarbageCollect(ctx); err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	return errors.Join(s.sweepLinks(), s.count(ctx))
+}
+
+type usage struct{ bytes, inodes int64 }
+
+// count adds up what the store takes, from the books that were kept when blobs were written and layers unpacked.
+func (s *Store) count(ctx context.Context) error {
+	s.counting.Lock()
+	defer s.counting.Unlock()
+	var total usage
+	err := s.content.Walk(ctx, func(info content.Info) error {
+		total.bytes += info.Size
+		total.inodes++
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("count blobs: %w", err)
+	}
+	var names []string
+	err = s.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindCommitted {
+			names = append(names, info.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("count layers: %w", err)
+	}
+	sizes := make(map[string]usage, len(names))
+	for _, name := range names {
+		u, known := s.sizes[name]
+		if !known {
+			layer, err := s.snapshots.Usage(ctx, name)
+			if err != nil {
+				continue // collected meanwhile
+			}
+			u = usage{layer.Size, layer.Inodes}
+		}
+		sizes[name] = u
+		total.bytes += u.bytes
+		total.inodes += u.inodes
+	}
+	s.sizes = sizes
+	s.used.Store(&total)
+	return nil
+}
+
+// FSInfo tells what images take. It reads no folder: usage is counted when layers come and go.
 func (s *Store) FSInfo(context.Context) (FSInfo, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(s.cfg.Root, &st); err != nil {
 		return FSInfo{}, fmt.Errorf("image file system %s: %w", s.cfg.Root, err)
 	}
-	idx := s.index.Load()
-	return FSInfo{Mountpoint: s.cfg.Root, UsedBytes: idx.used.bytes, InodesUsed: idx.used.inodes}, nil
+	u := s.used.Load()
+	return FSInfo{Mountpoint: s.cfg.Root, UsedBytes: u.bytes, InodesUsed: u.inodes, CapacityBytes: int64(st.Blocks) * st.Bsize,
+		AvailableBytes: int64(st.Bavail) * st.Bsize, Inodes: int64(st.Files), InodesFree: int64(st.Ffree), Timestamp: time.Now()}, nil
 }

@@ -8,6 +8,8 @@ package image
 import (
 	"errors"
 	"time"
+
+	"github.com/berth-run/berth/internal/image/registry"
 )
 
 var (
@@ -16,9 +18,9 @@ var (
 	// ErrInvalidReference: what was given cannot name an image.
 	ErrInvalidReference = errors.New("invalid image reference")
 	// ErrUnauthorized: the registry refuses the credentials, or wants some.
-	ErrUnauthorized = errors.New("registry refuses access")
+	ErrUnauthorized = registry.ErrUnauthorized
 	// ErrUnavailable: no registry for the image could be reached or gave a useful answer; trying later may help.
-	ErrUnavailable = errors.New("registry unavailable")
+	ErrUnavailable = registry.ErrUnavailable
 	// ErrCorrupt: what the registry sent is not what it promised.
 	ErrCorrupt = errors.New("corrupt image")
 	// ErrUnsupported: an image of a kind that this node cannot run.
@@ -52,20 +54,24 @@ type Image struct {
 }
 
 // Auth are credentials for one pull. They are never logged.
-type Auth struct {
-	Username, Password string
-	// Auth is base64 of "username:password", instead of the two.
-	Auth string
-	// IdentityToken is an OAuth refresh token, RegistryToken a bearer token that is sent as it is.
-	IdentityToken, RegistryToken string
-	// ServerAddress, where given, is the only host that gets them.
-	ServerAddress string
-}
+type Auth = registry.Auth
 
 // PullRequest names an image to pull.
 type PullRequest struct {
 	Ref  string
 	Auth *Auth
+	// Progress, if set, is called a few times a second from the goroutine that waits in Pull.
+	Progress func(Progress)
+}
+
+// Progress is how far a pull has come.
+type Progress struct {
+	// Stage is what is being done: "resolve", "fetch", "unpack" or "record".
+	Stage string
+	// Bytes of Total are here. Total grows as manifests are read; what is here already is not in it.
+	Bytes, Total int64
+	// Unpacked of Layers are done.
+	Unpacked, Layers int
 }
 
 // Mount is one mount of a root file system.
@@ -86,6 +92,10 @@ type Rootfs struct{ Mounts []Mount }
 
 // FSInfo tells what the store takes of its file system.
 type FSInfo struct {
-	Mountpoint            string
+	Mountpoint string
+	// UsedBytes and InodesUsed are taken by images; the writable layers of containers are not among them.
 	UsedBytes, InodesUsed int64
+	// The file system as a whole.
+	CapacityBytes, AvailableBytes, Inodes, InodesFree int64
+	Timestamp                                         time.Time
 }

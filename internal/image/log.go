@@ -3,44 +3,61 @@
 package image
 
 import (
+	"bytes"
 	"context"
-	"io"
+	"encoding/json"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
-	"github.com/sirupsen/logrus"
+	"github.com/containerd/log"
+
+	"github.com/berth-run/berth/internal/image/registry"
 )
 
-// containerd's libraries log through logrus's global logger. What they say is detail for whoever debugs a pull, and
-// belongs into the daemon's log, in its format; errors come back to us as errors.
-var quietOnce sync.Once
+// containerd's libraries write to one logger of the whole process. What they say is detail for whoever debugs a pull, and belongs into the
+// daemon's log, in its format and without secrets; errors come back to us as errors. The store that was opened last gets it.
+var containerdLog struct {
+	once sync.Once
+	to   atomic.Pointer[slog.Logger]
+}
 
-func quiet(log *slog.Logger) {
-	quietOnce.Do(func() {
-		logrus.SetOutput(io.Discard)
-		logrus.AddHook(hook{log})
+func listenTo(to *slog.Logger) {
+	containerdLog.to.Store(to)
+	containerdLog.once.Do(func() {
+		if err := log.SetFormat(log.JSONFormat); err != nil {
+			to.Warn("containerd's log keeps its own form", "error", err)
+			return
+		}
+		log.L.Logger.SetOutput(translator{})
 	})
 }
 
-type hook struct{ log *slog.Logger }
+// translator takes one JSON object per call and logs it.
+type translator struct{}
 
-func (hook) Levels() []logrus.Level { return logrus.AllLevels }
-
-func (h hook) Fire(e *logrus.Entry) error {
-	attrs := make([]slog.Attr, 0, len(e.Data))
-	for k, v := range e.Data {
-		if err, ok := v.(error); ok {
-			v = redacted{err}
+func (translator) Write(line []byte) (int, error) {
+	to := containerdLog.to.Load()
+	fields := map[string]any{}
+	if json.Unmarshal(line, &fields) != nil { // not of its own writing
+		fields = map[string]any{"msg": string(bytes.TrimSpace(line))}
+	}
+	text, _ := fields["msg"].(string)
+	level := slog.LevelDebug
+	if l, _ := fields["level"].(string); l == "error" || l == "fatal" || l == "panic" {
+		level = slog.LevelWarn
+	}
+	var attrs []slog.Attr
+	for k, v := range fields {
+		switch k {
+		case "msg", "level", "time":
+			continue
 		}
 		if s, ok := v.(string); ok {
-			v = redact(s)
+			v = registry.Redact(s)
 		}
 		attrs = append(attrs, slog.Any(k, v))
 	}
-	ctx := e.Context
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	h.log.LogAttrs(ctx, slog.LevelDebug, "containerd: "+redact(e.Message), attrs...)
-	return nil
+	to.LogAttrs(context.Background(), level, "containerd: "+registry.Redact(text), attrs...)
+	return len(line), nil
 }

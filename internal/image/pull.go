@@ -4,340 +4,164 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/http"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
-	"github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/berth-run/berth/internal/image/layer"
+	"github.com/berth-run/berth/internal/image/registry"
+	"github.com/berth-run/berth/internal/linux/syncfs"
 )
 
-const (
-	// pullLease keeps what a pull has fetched from the collector; after a crash it lasts long enough for the next try
-	// to go on from there, then the collector takes it.
-	pullLease = time.Hour
-	// abandonAfter is how long a pull goes on when nobody waits for it any more: a kubelet that lost patience comes back.
-	abandonAfter = 10 * time.Minute
-	// leaseKey labels a lease with the pull that it belongs to.
-	leaseKey    = "berth.pull"
-	maxManifest = 8 << 20
-	maxLayers   = 1024
-	maxDepth    = 3 // of indexes in indexes
-)
-
-// flights joins pulls of the same image with the same credentials.
-type flights struct {
-	mu  sync.Mutex
-	all map[string]*flight
-	wg  sync.WaitGroup
+// puller is one pull under way.
+type puller struct {
+	s        *Store
+	name     reference.Named
+	session  *registry.Session
+	lease    leases.Lease
+	progress *progress
 }
 
-type flight struct {
-	done    chan struct{}
-	image   Image
-	err     error
-	waiting int
-	cancel  context.CancelCauseFunc
-	timer   *time.Timer // runs while nobody waits
-}
-
-func (f *flights) wait() { f.wg.Wait() }
-
-var errAbandoned = errors.New("nobody waited for the pull any more")
-
-// Pull fetches and unpacks an image and returns it. Pulls of the same image join; the end of ctx ends the waiting, and the pull
-// only after a while in which nobody came back for it. What a broken pull has fetched is used by the next one.
-func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
-	name, err := normalize(r.Ref)
-	if err != nil {
-		return Image{}, err
-	}
-	f, err := s.join(name, r.Auth)
-	if err != nil {
-		return Image{}, err
-	}
-	select {
-	case <-f.done:
-		s.leave(f)
-		return f.image, f.err
-	case <-ctx.Done():
-		s.leave(f)
-		return Image{}, fmt.Errorf("pull image %s: still in progress; the work goes on and a retry joins it: %w", name, context.Cause(ctx))
-	}
-}
-
-func flightKey(name reference.Named, a *Auth) string {
-	raw, _ := json.Marshal(a) // a struct of strings cannot fail
-	sum := sha256.Sum256(append([]byte(name.String()+"\x00"), raw...))
-	return hex.EncodeToString(sum[:])
-}
-
-func (s *Store) join(name reference.Named, a *Auth) (*flight, error) {
-	if s.life.Err() != nil {
-		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
-	}
-	key := flightKey(name, a)
-	s.flights.mu.Lock()
-	defer s.flights.mu.Unlock()
-	if s.flights.all == nil {
-		s.flights.all = map[string]*flight{}
-	}
-	f := s.flights.all[key]
-	if f == nil {
-		ctx, cancel := context.WithCancelCause(s.life)
-		f = &flight{done: make(chan struct{}), cancel: cancel}
-		s.flights.all[key] = f
-		s.flights.wg.Go(func() {
-			image, err := s.pull(ctx, name, a)
-			s.flights.mu.Lock()
-			f.image, f.err = image, err
-			delete(s.flights.all, key)
-			s.flights.mu.Unlock()
-			cancel(nil)
-			close(f.done)
-		})
-	}
-	if f.waiting++; f.timer != nil {
-		f.timer.Stop()
-		f.timer = nil
-	}
-	return f, nil
-}
-
-func (s *Store) leave(f *flight) {
-	s.flights.mu.Lock()
-	defer s.flights.mu.Unlock()
-	if f.waiting--; f.waiting == 0 {
-		f.timer = time.AfterFunc(abandonAfter, func() { f.cancel(errAbandoned) })
-	}
-}
-
-func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth) (Image, error) {
-	ctx, cancel := context.WithCancel(scoped(ctx))
-	defer cancel()
+// pull does the work of a flight. Its errors name the image and the stage, and have a class.
+func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth, progress *progress) (Image, error) {
 	begin := time.Now()
-	key := flightKey(name, a)
-	lease, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(pullLease), leases.WithLabel(leaseKey, key))
+	ctx = scoped(ctx)
+	im, err := s.pullImage(ctx, name, a, progress)
 	if err != nil {
-		return Image{}, fmt.Errorf("pull image %s: %w", name, err)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		err = fmt.Errorf("pull image %s: %w", name, classify(err))
+		s.log.Warn("pull failed", "image", name.String(), "took", time.Since(begin), "error", err)
+		return Image{}, err
 	}
-	ctx = leases.WithLease(ctx, lease.ID)
-	im, err := s.fetch(ctx, name, a)
-	// What earlier tries of the same pull had fetched, this one's lease has taken over as far as it came.
-	keep := ""
-	if err != nil {
-		keep = lease.ID // the next try goes on from what is there
-	}
-	s.dropLeases(context.WithoutCancel(ctx), key, keep)
-	if err != nil {
-		return Image{}, fmt.Errorf("pull image %s: %w", name, classify(err))
-	}
-	s.collectSoon()
-	s.log.Info("image is pulled", "image", name.String(), "id", im.ID, "bytes", im.Size, "took", time.Since(begin))
+	s.log.Info("image is pulled", "image", name.String(), "id", im.ID, "size", im.Size, "fetched", progress.bytes.Load(), "took", time.Since(begin))
 	return im, nil
 }
 
-// dropLeases ends the leases of one pull's tries, but for the one to keep.
-func (s *Store) dropLeases(ctx context.Context, key, keep string) {
-	all, err := s.leases.List(ctx)
-	for _, l := range all {
-		if l.Labels[leaseKey] == key && l.ID != keep {
-			err = errors.Join(err, ignoreNotFound(s.leases.Delete(ctx, l)))
-		}
-	}
-	if err != nil && s.life.Err() == nil {
-		s.log.Warn("end leases of pull", "error", err)
-	}
-}
-
-func (s *Store) fetch(ctx context.Context, name reference.Named, a *Auth) (Image, error) {
-	var stalls atomic.Int64
-	resolver, done, err := s.resolver(ctx, name, a, &stalls)
+func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, progress *progress) (Image, error) {
+	progress.at("resolve")
+	session, err := s.registry.Session(ctx, registry.Request{Name: name, Auth: a, CertsDirs: *s.certsDirs.Load()})
 	if err != nil {
 		return Image{}, err
 	}
-	defer done()
-	im, err := s.fetchFrom(ctx, resolver, name)
-	if n := stalls.Load(); err != nil && n > 0 {
-		err = fmt.Errorf("%w (%d times no byte came from the registry for %s)", err, n, s.cfg.StallTimeout)
-	}
-	return im, err
-}
-
-func (s *Store) fetchFrom(ctx context.Context, resolver remotes.Resolver, name reference.Named) (Image, error) {
-	_, target, err := resolver.Resolve(ctx, name.String())
+	defer session.Close()
+	target, err := session.Resolve(ctx)
 	if err != nil {
 		return Image{}, fmt.Errorf("resolve: %w", err)
 	}
-	if target.MediaType == images.MediaTypeDockerSchema1Manifest {
-		return Image{}, fmt.Errorf("manifest is of Docker's schema 1, which was retired in 2019; push the image again: %w", ErrUnsupported)
+	target = ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}
+	if im, ok := s.current(name, target); ok { // the usual case of "always pull": nothing to do, nothing to write
+		return im, nil
 	}
-	fetcher, err := resolver.Fetcher(ctx, name.String())
+	lease, err := s.leases.Create(ctx, leases.WithID(pullPrefix+purpose(name)+rand.Text()), leases.WithExpiration(2*pullTime))
 	if err != nil {
-		return Image{}, err
+		return Image{}, fmt.Errorf("begin: %w", err)
 	}
-	if err := s.fetchAndUnpack(ctx, fetcher, target); err != nil {
-		return Image{}, err
+	p := &puller{s: s, name: name, session: session, lease: lease, progress: progress}
+	im, err := p.run(leases.WithLease(ctx, lease.ID), target)
+	if err := s.endPull(ctx, name, lease, err != nil); err != nil {
+		s.log.Warn("end of pull", "image", name.String(), "error", err)
 	}
-	if _, err := s.describe(ctx, target); err != nil {
-		return Image{}, err
-	}
-	if err := s.name(ctx, name, target); err != nil {
-		return Image{}, err
-	}
-	if err := s.refresh(ctx); err != nil {
-		return Image{}, err
-	}
-	return s.Status(reference.TrimNamed(name).String() + "@" + target.Digest.String())
+	s.collectSoon()
+	return im, err
 }
 
-// fetchAndUnpack gets what is missing of an image. The manifest of this node's platform is picked by children, so the unpacker asks
-// for no platform again: images whose configuration names none are common enough, and are taken as made for this one.
-func (s *Store) fetchAndUnpack(ctx context.Context, fetcher remotes.Fetcher, target ocispec.Descriptor) error {
-	unpacker, err := unpack.NewUnpacker(ctx, s.content, unpack.WithLimiter(s.downloads), unpack.WithDuplicationSuppressor(&s.locks),
-		unpack.WithUnpackPlatform(unpack.Platform{Platform: platforms.All, SnapshotterKey: overlayfs, Snapshotter: s.snapshots,
-			Applier: apply.NewFileSystemApplier(s.content)}))
-	if err != nil {
-		return err
-	}
-	children := images.SetChildrenMappedLabels(s.content, images.HandlerFunc(s.children), images.ChildGCLabels)
-	handler := images.Handlers(bounded(), fetchHandler(s, fetcher), children)
-	derr := images.Dispatch(ctx, unpacker.Unpack(handler), nil, target)
-	_, uerr := unpacker.Wait()
-	if uerr != nil && (derr == nil || errors.Is(derr, context.Canceled)) {
-		return fmt.Errorf("unpack: %w", uerr)
-	}
-	return derr
-}
-
-// children picks this node's platform out of an index and refuses manifests that no honest image has.
-func (s *Store) children(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	list := images.LimitManifests(images.FilterPlatforms(images.ChildrenHandler(s.content), s.platform), s.platform, 1)
-	all, err := list(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	if len(all) > maxLayers {
-		return nil, fmt.Errorf("manifest %s: %d layers, more than %d: %w", desc.Digest, len(all), maxLayers, ErrUnsupported)
-	}
-	if images.IsIndexType(desc.MediaType) && len(all) == 0 {
-		return nil, fmt.Errorf("index %s: has no image for this node's platform: %w", desc.Digest, ErrUnsupported)
-	}
-	return all, nil
-}
-
-// bounded refuses what is too large or too deep before it is fetched.
-func bounded() images.HandlerFunc {
-	var mu sync.Mutex
-	indexes := 0
-	return func(_ context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		if !images.IsLayerType(desc.MediaType) && desc.Size > maxManifest {
-			return nil, fmt.Errorf("%s %s: %d bytes, more than %d: %w", desc.MediaType, desc.Digest, desc.Size, maxManifest, ErrUnsupported)
+// current finds the image that name stands for already.
+func (s *Store) current(name reference.Named, target ocispec.Descriptor) (Image, bool) {
+	idx := s.index.Load()
+	for _, ref := range references(name, target) {
+		if at, ok := idx.targets[ref]; !ok || at != target.Digest {
+			return Image{}, false
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if images.IsIndexType(desc.MediaType) {
-			if indexes++; indexes > maxDepth {
-				return nil, fmt.Errorf("index %s: %d indexes in one another: %w", desc.Digest, indexes, ErrUnsupported)
-			}
-		}
-		return nil, nil
 	}
+	im, err := s.Status(references(name, target)[0])
+	return im, err == nil
 }
 
-// fetchHandler names the object in every error.
-func fetchHandler(s *Store, fetcher remotes.Fetcher) images.HandlerFunc {
-	fetch := remotes.FetchHandler(s.content, fetcher)
-	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		what := "manifest"
-		switch {
-		case images.IsLayerType(desc.MediaType):
-			what = "layer"
-		case images.IsConfigType(desc.MediaType):
-			what = "configuration"
-		}
-		all, err := fetch(ctx, desc)
-		if worthless(err) {
-			// What is there of it cannot be continued: it is wrong, or the registry knows no ranges. Once more, from the start.
-			if aerr := s.content.Abort(ctx, remotes.MakeRefKey(ctx, desc)); aerr != nil && !errdefs.IsNotFound(aerr) {
-				return nil, fmt.Errorf("drop broken download of %s %s: %w", what, desc.Digest, aerr)
-			}
-			all, err = fetch(ctx, desc)
-		}
-		if err != nil {
-			if worthless(err) {
-				err = errors.Join(err, ignoreNotFound(s.content.Abort(ctx, remotes.MakeRefKey(ctx, desc))))
-			}
-			return nil, fmt.Errorf("fetch %s %s: %w", what, desc.Digest, err)
-		}
-		return all, nil
-	}
-}
-
-// worthless tells whether what was downloaded so far is in the way of the next try.
-func worthless(err error) bool {
-	var status remoteserrors.ErrUnexpectedStatus
-	return errdefs.IsFailedPrecondition(err) || errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
-}
-
-func ignoreNotFound(err error) error {
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
-}
-
-// name gives the image its references: by digest, and by tag where it was asked for by one.
-func (s *Store) name(ctx context.Context, name reference.Named, target ocispec.Descriptor) error {
+// references are the names that a pull gives an image: by digest, and by tag where it was asked for by one.
+func references(name reference.Named, target ocispec.Descriptor) []string {
 	refs := []string{reference.TrimNamed(name).String() + "@" + target.Digest.String()}
 	if _, tagged := name.(reference.Tagged); tagged {
 		refs = append(refs, name.String())
 	}
-	for _, ref := range refs {
-		im := images.Image{Name: ref, Target: target}
-		_, err := s.images.Create(ctx, im)
-		if errdefs.IsAlreadyExists(err) {
-			_, err = s.images.Update(ctx, im, "target")
-		}
-		if err != nil {
-			return fmt.Errorf("record %s: %w", ref, err)
-		}
-	}
-	return nil
+	return refs
 }
 
-// classify gives an error of a pull the class that a caller can act on, and keeps its text free of secrets.
+func (p *puller) run(ctx context.Context, target ocispec.Descriptor) (Image, error) {
+	p.progress.at("fetch")
+	t, err := p.fetchTree(ctx, target)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := p.unpack(ctx, t); err != nil {
+		return Image{}, err
+	}
+	p.progress.at("record")
+	// What the record says must be true after a power cut, too: blobs are synced one by one, unpacked files all at once here.
+	if !p.s.cfg.SkipSync {
+		if err := syncfs.Sync(p.s.cfg.Root); err != nil {
+			return Image{}, fmt.Errorf("record: %w", err)
+		}
+	}
+	if err := p.record(ctx, t); err != nil {
+		return Image{}, fmt.Errorf("record: %w", err)
+	}
+	if err := errors.Join(p.s.refresh(ctx), p.s.count(ctx)); err != nil {
+		return Image{}, fmt.Errorf("record: %w", err)
+	}
+	return p.s.Status(references(p.name, target)[0])
+}
+
+// record writes what keeps the image from the collector, and then its names, all at once.
+func (p *puller) record(ctx context.Context, t *tree) error {
+	// Not inside the transaction below: the content store takes a lock of its own before it begins one.
+	for _, l := range t.labels(p.s.cfg.KeepLayers) {
+		info := content.Info{Digest: l.blob, Labels: map[string]string{l.key: l.value}}
+		if _, err := p.s.content.Update(ctx, info, "labels."+l.key); err != nil {
+			return fmt.Errorf("%s: %w", l.blob, err)
+		}
+	}
+	return p.s.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		for _, ref := range references(p.name, t.root) {
+			im := images.Image{Name: ref, Target: t.root}
+			_, err := p.s.images.Create(ctx, im)
+			if errdefs.IsAlreadyExists(err) {
+				_, err = p.s.images.Update(ctx, im, "target")
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", ref, err)
+			}
+		}
+		return nil
+	})
+}
+
+// classify gives an error of a pull the class that a caller can act on.
 func classify(err error) error {
-	var status remoteserrors.ErrUnexpectedStatus
 	class := error(nil)
 	switch {
-	case errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable):
-	case errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden), errors.Is(err, docker.ErrInvalidAuthorization):
-		class = ErrUnauthorized
-	case errors.As(err, &status) && status.StatusCode == http.StatusNotFound, errdefs.IsNotFound(err):
-		class = ErrNotFound
-	case errors.As(err, &status) && (status.StatusCode == http.StatusTooManyRequests || status.StatusCode >= http.StatusInternalServerError), isNetwork(err):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable):
+	case errors.Is(err, errAbandoned), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		class = ErrUnavailable
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-	case errdefs.IsFailedPrecondition(err), isCompression(err):
+	case errors.Is(err, registry.ErrNotFound):
+		class = ErrNotFound
+	case registry.IsSchema1(err):
+		class = ErrUnsupported
+	case errors.Is(err, layer.ErrCorrupt), errors.Is(err, registry.ErrTooLarge):
 		class = ErrCorrupt
 	}
-	err = redacted{err}
 	if class != nil {
 		return fmt.Errorf("%w: %w", class, err)
 	}

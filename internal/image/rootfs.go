@@ -4,13 +4,13 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -26,7 +26,7 @@ const (
 
 // chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
 type chain struct {
-	lower []string
+	links []string // names of the layers in the folder of links, topmost first
 	users int
 }
 
@@ -47,16 +47,17 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		return Rootfs{}, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	lower, err := s.holdChain(ctx, im.ChainID, r.ID)
+	c, err := s.holdChain(ctx, im.ChainID, r.ID)
 	if err != nil {
 		return Rootfs{}, fmt.Errorf("layers of image %s: %w", im.ID, err)
 	}
 	if err := makeWritable(dir, rootfsRecord{im.ID, im.ChainID}); err != nil {
 		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
 	}
-	// volatile: a container's upper layer never outlives a power cut, so its unmount need not wait for the disk.
-	options := []string{"index=off", "volatile", "lowerdir=" + strings.Join(lower, ":"),
-		"upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work")}
+	options, err := s.mountOptions(c, dir)
+	if err != nil {
+		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
+	}
 	return Rootfs{Mounts: []Mount{{Type: "overlay", Source: "overlay", Options: options}}}, nil
 }
 
@@ -87,8 +88,8 @@ func makeWritable(dir string, r rootfsRecord) error {
 	return nil
 }
 
-// holdChain returns the lower folders of a chain, topmost first, and notes the container as a user.
-func (s *Store) holdChain(ctx context.Context, chainID, container string) ([]string, error) {
+// holdChain returns an image's layers and notes the container as a user.
+func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chain, error) {
 	// Two containers of one image may come at once; the view is made by one of them.
 	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
 		return nil, err
@@ -102,7 +103,10 @@ func (s *Store) holdChain(ctx context.Context, chainID, container string) ([]str
 		if err != nil {
 			return nil, err
 		}
-		c = &chain{lower: lower}
+		c = &chain{}
+		if c.links, err = s.link(lower); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +115,7 @@ func (s *Store) holdChain(ctx context.Context, chainID, container string) ([]str
 		s.users[container] = chainID
 		c.users++
 	}
-	return c.lower, nil
+	return c, nil
 }
 
 // view makes or finds the read-only view of a chain.
@@ -150,13 +154,8 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 	if !validID(id) {
 		return fmt.Errorf("root file system: container ID %q: %w", id, ErrInvalidReference)
 	}
-	to := filepath.Join(s.cfg.Root, trashName, id)
-	err := os.Rename(filepath.Join(s.cfg.Rootfs, id), to)
-	if errors.Is(err, os.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) { // trash of an earlier try with the same ID
-		if err = os.RemoveAll(to); err == nil {
-			err = os.Rename(filepath.Join(s.cfg.Rootfs, id), to)
-		}
-	}
+	// Each removal has a name of its own in the trash: an earlier one may still be being deleted.
+	err := os.Rename(filepath.Join(s.cfg.Rootfs, id), filepath.Join(s.trash(), id+"."+rand.Text()))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove root file system: %w", err)
 	}
@@ -167,7 +166,10 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 		c.users--
 	}
 	s.mu.Unlock()
-	s.collectSoon()
+	select {
+	case s.trashed <- struct{}{}:
+	default: // it will be looked through already
+	}
 	if !used {
 		return nil
 	}

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,19 +21,30 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/berth-run/berth/internal/image/registry"
+	"github.com/berth-run/berth/internal/linux/host"
 )
 
 const (
 	// namespace is where all of ours is in containerd's metadata; there is no other.
 	namespace = "berth"
 	overlayfs = "overlayfs"
+	userAgent = "berth"
+	// lockTime is how long Open waits for a daemon that is just ending.
+	lockTime = 5 * time.Second
+	// maxUnpacks bounds layers that are unpacked at once: more would only wait for the same disk.
+	maxUnpacks = 4
 )
 
 // Config says where the store is and how it pulls.
@@ -39,10 +53,16 @@ type Config struct {
 	Root, Rootfs string
 	// CertsDirs hold hosts.toml folders in containerd's format; the first that knows a host counts.
 	CertsDirs []string
-	// MaxConcurrentDownloads bounds layer downloads of the whole node.
+	// MaxConcurrentDownloads bounds downloads of the whole node.
 	MaxConcurrentDownloads int
-	// StallTimeout is how long a download may stay without a byte before it is begun again where it stopped.
+	// StallTimeout is how long a download may bring next to nothing before it is begun again where it stopped.
 	StallTimeout time.Duration
+	// KeepLayers keeps compressed layers after they are unpacked. Nothing here needs them, and they take up to half of the space.
+	KeepLayers bool
+	// SkipSync records images without waiting for the disk: quicker, but a power cut can leave empty files in them.
+	SkipSync bool
+	// Pinned are full references of images that the kubelet must not collect; a * at the end stands for anything.
+	Pinned []string
 }
 
 // Validate is pure.
@@ -50,18 +70,26 @@ func (c Config) Validate() error {
 	switch {
 	case !filepath.IsAbs(c.Root) || !filepath.IsAbs(c.Rootfs):
 		return errors.New("image store: folders must be absolute")
+	case strings.ContainsAny(c.Root+c.Rootfs, ",:\\"):
+		return errors.New("image store: overlayfs takes no folder with a comma, colon or backslash")
 	case c.MaxConcurrentDownloads < 1:
 		return errors.New("image store: at least one download at a time is needed")
 	case c.StallTimeout <= 0:
 		return errors.New("image store: the stall timeout must be positive")
+	}
+	for _, p := range c.Pinned {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("image store: pinned image %q: %w", p, err)
+		}
 	}
 	return nil
 }
 
 // Store is the node's images. Its methods may be called from any goroutine.
 type Store struct {
-	cfg Config
-	log *slog.Logger
+	cfg      Config
+	log      *slog.Logger
+	registry *registry.Client
 
 	bolt      *bolt.DB
 	db        *metadata.DB
@@ -73,19 +101,27 @@ type Store struct {
 	raw      snapshots.Snapshotter
 	platform platforms.MatchComparer
 
-	certsDirs atomic.Pointer[[]string]
-	downloads *semaphore.Weighted
-	locks     keyLocks
-	flights   flights
-	index     atomic.Pointer[index]
+	certsDirs          atomic.Pointer[[]string]
+	downloads, unpacks *semaphore.Weighted
+	locks              keyLocks
+	flights            flights
+	abandonAfter       time.Duration
+	index              atomic.Pointer[index]
+	used               atomic.Pointer[usage]
+	// linkDir is the folder of links, open as long as the store is; options are those of every overlay mount.
+	linkDir *os.File
+	options []string
 
-	life   context.Context
-	end    context.CancelFunc
-	work   sync.WaitGroup
-	refill sync.Mutex // orders rebuilds of the index
-	sizes  map[string]usage
+	life            context.Context
+	end             context.CancelFunc
+	work            sync.WaitGroup
+	trashDone       chan struct{}
+	gcSoon, trashed chan struct{}
 
-	gcSoon chan struct{}
+	refill    sync.Mutex // orders rebuilds of the index; held while metadata is read, by no reader
+	described map[digest.Digest]*Image
+	counting  sync.Mutex // orders counts
+	sizes     map[string]usage
 
 	mu     sync.Mutex // guards chains and users
 	chains map[string]*chain
@@ -93,34 +129,105 @@ type Store struct {
 }
 
 // Open opens the store, takes stock, and removes what an earlier life left half-done. The lock of the database makes a
-// second opener fail within five seconds.
+// second opener fail within seconds. A store that cannot be read is set aside, so that the node pulls anew rather than not at all.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{cfg.Root, cfg.Rootfs, filepath.Join(cfg.Root, trashName)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open image store: %w", err)
+	s, err := open(ctx, cfg, log)
+	if isBroken(err) {
+		log.Error("image store is broken and set aside; images will be pulled anew", "root", cfg.Root, "error", err)
+		if err = setAside(cfg.Root); err == nil {
+			s, err = open(ctx, cfg, log)
 		}
 	}
-	s := &Store{cfg: cfg, log: log, platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
-		sizes: map[string]usage{}, chains: map[string]*chain{}, users: map[string]string{}, gcSoon: make(chan struct{}, 1)}
-	s.SetCertsDirs(cfg.CertsDirs)
-	quiet(log)
-	s.life, s.end = context.WithCancel(context.Background())
-	err := s.openDatabases(ctx)
-	if err == nil {
-		err = s.refresh(ctx)
-	}
-	if err == nil {
-		err = s.adoptRootfses(ctx)
-	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open image store %s: %w", cfg.Root, err), s.Close())
+		return nil, fmt.Errorf("open image store %s: %w", cfg.Root, err)
 	}
 	s.work.Go(s.collectGarbage)
+	go func() {
+		defer close(s.trashDone)
+		s.emptyTrash()
+	}()
 	s.collectSoon()
 	return s, nil
+}
+
+func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err error) {
+	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent}, log),
+		platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
+		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, sizes: map[string]usage{},
+		chains: map[string]*chain{}, users: map[string]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
+	s.SetCertsDirs(cfg.CertsDirs)
+	listenTo(log)
+	s.life, s.end = context.WithCancel(context.Background())
+	defer func() {
+		if p := recover(); p != nil { // how bbolt tells of pages that it cannot read
+			err = brokenError{fmt.Errorf("%v", p)}
+		}
+		if err != nil {
+			close(s.trashDone)
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := s.makeFolders(); err != nil {
+		return nil, err
+	}
+	for _, step := range []func(context.Context) error{
+		s.openDatabases, s.sweepPulls, s.refresh, s.adoptRootfses,
+		func(ctx context.Context) error { return s.count(scoped(ctx)) }, func(context.Context) error { return s.probeOverlay() },
+	} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Store) trash() string { return filepath.Join(s.cfg.Root, trashName) }
+
+// makeFolders makes what only root may enter, whatever the umask (CVE-2024-25621).
+func (s *Store) makeFolders() error {
+	for _, dir := range []string{s.cfg.Root, s.cfg.Rootfs, s.trash(), s.links()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	var err error
+	s.linkDir, err = os.Open(s.links())
+	return err
+}
+
+// ownBucket is beside containerd's in the database.
+var ownBucket, bootKey = []byte("berth"), []byte("boot")
+
+// noteBoot tells whether the machine was started anew since the last life.
+func (s *Store) noteBoot() (rebooted bool, err error) {
+	now, err := host.BootID()
+	if err != nil {
+		return false, err
+	}
+	same := false
+	err = s.bolt.View(func(tx *bolt.Tx) error {
+		if b := tx.Bucket(ownBucket); b != nil {
+			before := b.Get(bootKey)
+			same, rebooted = string(before) == now, len(before) > 0 && string(before) != now
+		}
+		return nil
+	})
+	if err != nil || same {
+		return false, err
+	}
+	return rebooted, s.bolt.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(ownBucket)
+		if err != nil {
+			return err
+		}
+		return b.Put(bootKey, []byte(now))
+	})
 }
 
 func (s *Store) openDatabases(ctx context.Context) error {
@@ -128,15 +235,31 @@ func (s *Store) openDatabases(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.raw, err = overlay.NewSnapshotter(filepath.Join(s.cfg.Root, overlayfs)); err != nil {
+	dir := filepath.Join(s.cfg.Root, overlayfs)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// Without the list of free pages in the file there is less to write, and less to be broken by a power cut.
+	lean := func(o *bolt.Options) error {
+		o.NoFreelistSync, o.FreelistType, o.Timeout = true, bolt.FreelistMapType, lockTime
+		return nil
+	}
+	books, err := storage.NewMetaStore(filepath.Join(dir, "metadata.db"), lean)
+	if err != nil {
+		return err
+	}
+	if s.raw, err = overlay.NewSnapshotter(dir, overlay.WithMetaStore(books), overlay.WithUpperdirLabel, overlay.AsynchronousRemove); err != nil {
 		return err
 	}
 	// The snapshotter opens its database with the first use: better now, where an error can be told. A new one has nothing to walk.
 	if err := s.raw.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("snapshots: %w", err)
 	}
-	s.bolt, err = bolt.Open(filepath.Join(s.cfg.Root, "metadata.db"), 0o600, &bolt.Options{Timeout: 5 * time.Second})
-	if err != nil {
+	options := *bolt.DefaultOptions
+	if err := lean(&options); err != nil {
+		return err
+	}
+	if s.bolt, err = bolt.Open(filepath.Join(s.cfg.Root, "metadata.db"), 0o600, &options); err != nil {
 		return fmt.Errorf("metadata.db: %w", err)
 	}
 	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{overlayfs: s.raw})
@@ -148,11 +271,53 @@ func (s *Store) openDatabases(ctx context.Context) error {
 	return nil
 }
 
+type brokenError struct{ error }
+
+func isBroken(err error) bool {
+	var panicked brokenError
+	return errors.As(err, &panicked) || errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch)
+}
+
+const brokenPrefix = "broken-"
+
+// setAside moves everything in root into a folder of its own: containers that run still have their layers from there. What was set aside
+// before goes to the trash.
+func setAside(root string) error {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	aside := filepath.Join(root, brokenPrefix+time.Now().UTC().Format("20060102T150405.000000000"))
+	if err := os.Mkdir(aside, 0o700); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		to := filepath.Join(aside, e.Name())
+		switch {
+		case e.Name() == trashName:
+			continue
+		case strings.HasPrefix(e.Name(), brokenPrefix):
+			to = filepath.Join(root, trashName, e.Name())
+		}
+		if err := os.Rename(filepath.Join(root, e.Name()), to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeTime is how long Close waits for a folder of the trash that is being deleted; the next life goes on with it.
+const closeTime = 200 * time.Millisecond
+
 // Close ends pulls in flight, which the next life resumes, and closes the databases. Mounted root file systems stay.
 func (s *Store) Close() error {
 	s.end()
-	s.flights.wait()
+	s.flights.wg.Wait()
 	s.work.Wait()
+	select {
+	case <-s.trashDone:
+	case <-time.After(closeTime):
+	}
 	var errs []error
 	if s.bolt != nil {
 		errs = append(errs, s.bolt.Close())
@@ -160,61 +325,20 @@ func (s *Store) Close() error {
 	if s.raw != nil {
 		errs = append(errs, s.raw.Close())
 	}
+	if s.linkDir != nil {
+		errs = append(errs, ignore(s.linkDir.Close(), os.ErrClosed))
+	}
 	return errors.Join(errs...)
+}
+
+func ignore(err, harmless error) error {
+	if errors.Is(err, harmless) {
+		return nil
+	}
+	return err
 }
 
 // SetCertsDirs replaces the folders of hosts.toml for the pulls that begin from now on.
 func (s *Store) SetCertsDirs(dirs []string) { s.certsDirs.Store(&dirs) }
 
 func scoped(ctx context.Context) context.Context { return namespaces.WithNamespace(ctx, namespace) }
-
-// keyLocks lets one party at a time work on a key, and the others wait with a context.
-type keyLocks struct {
-	mu    sync.Mutex
-	locks map[string]*keyLock
-}
-
-type keyLock struct {
-	free  chan struct{}
-	users int
-}
-
-// Lock implements containerd's duplication suppressor: what one pull downloads or unpacks, the others wait for.
-func (k *keyLocks) Lock(ctx context.Context, key string) error {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[string]*keyLock{}
-	}
-	l := k.locks[key]
-	if l == nil {
-		l = &keyLock{free: make(chan struct{}, 1)}
-		l.free <- struct{}{}
-		k.locks[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	select {
-	case <-l.free:
-		return nil
-	case <-ctx.Done():
-		k.leave(key, l)
-		return context.Cause(ctx)
-	}
-}
-
-// Unlock implements containerd's duplication suppressor.
-func (k *keyLocks) Unlock(key string) {
-	k.mu.Lock()
-	l := k.locks[key]
-	k.mu.Unlock()
-	l.free <- struct{}{}
-	k.leave(key, l)
-}
-
-func (k *keyLocks) leave(key string, l *keyLock) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if l.users--; l.users == 0 {
-		delete(k.locks, key)
-	}
-}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-run/berth/internal/image/registry"
+)
+
+const (
+	// resumes bounds tries in a row that brought next to nothing.
+	resumes      = 5
+	resumePause  = 250 * time.Millisecond
+	enoughToGoOn = 64 << 10
+	blobPrefix   = "blob://"
+)
+
+// document fetches a manifest, index or configuration, and reads it.
+func (p *puller) document(ctx context.Context, what string, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > registry.MaxDocument {
+		return nil, fmt.Errorf("fetch %s %s: %d bytes, more than %d: %w", what, desc.Digest, desc.Size, registry.MaxDocument, ErrUnsupported)
+	}
+	if err := p.blob(ctx, desc); err != nil {
+		return nil, fmt.Errorf("fetch %s %s: %w", what, desc.Digest, err)
+	}
+	raw, err := content.ReadBlob(ctx, p.s.content, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+	if err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", what, desc.Digest, err)
+	}
+	return raw, nil
+}
+
+// blob makes sure that a blob is here and stays. Pulls that want the same one wait for the first.
+func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
+	if err := desc.Digest.Validate(); err != nil || !desc.Digest.Algorithm().Available() {
+		return fmt.Errorf("digest %q is not valid: %w", desc.Digest, ErrCorrupt)
+	}
+	if desc.Size <= 0 {
+		return fmt.Errorf("size %d is not possible: %w", desc.Size, ErrCorrupt)
+	}
+	key := blobPrefix + desc.Digest.String()
+	if err := p.s.locks.Lock(ctx, key); err != nil {
+		return err
+	}
+	defer p.s.locks.Unlock(key)
+	if here, err := p.here(ctx, desc); here || err != nil {
+		return err
+	}
+	if err := p.s.downloads.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer p.s.downloads.Release(1)
+	p.progress.total.Add(desc.Size)
+	return p.download(ctx, desc)
+}
+
+// here looks for a blob and keeps it from the collector.
+func (p *puller) here(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	info, err := p.s.content.Info(ctx, desc.Digest)
+	if err == nil {
+		if err = p.hold(ctx, "content", desc.Digest.String()); err == nil {
+			info, err = p.s.content.Info(ctx, desc.Digest) // the collector may have been faster
+		}
+	}
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err == nil && info.Size != desc.Size {
+		return false, fmt.Errorf("manifest says %d bytes, they are %d: %w", desc.Size, info.Size, ErrCorrupt)
+	}
+	return err == nil, err
+}
+
+// download fetches a blob. A connection that breaks or stalls costs a try only if it brought next to nothing; the next goes on
+// where it broke. A wrong digest is tried once more, past the mirrors.
+func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
+	wrong := false
+	for tries := 1; ; tries++ {
+		got, err := p.attempt(ctx, desc)
+		afresh := false
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errdefs.IsFailedPrecondition(err), errors.Is(err, registry.ErrTooLarge): // digest or size is not as promised
+			if err = fmt.Errorf("%w: %w", ErrCorrupt, err); wrong {
+				return errors.Join(err, p.drop(ctx, desc))
+			}
+			wrong, afresh = true, true
+			p.session.GoDirect()
+		case errors.Is(err, registry.ErrNoRange):
+			afresh = true
+		case !registry.Interrupted(err) && !errors.Is(err, io.ErrUnexpectedEOF):
+			return err
+		case got >= enoughToGoOn:
+			tries = 0
+		}
+		if afresh {
+			if err2 := p.drop(ctx, desc); err2 != nil {
+				return errors.Join(err, err2)
+			}
+		}
+		if tries >= resumes {
+			return err
+		}
+		p.s.log.Debug("download is tried again", "image", p.name.String(), "blob", desc.Digest.String(), "afresh", afresh, "error", err)
+		select {
+		case <-time.After(resumePause<<tries + rand.N(resumePause)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// drop forgets what is there of a blob, so that it does not stand in the way of the next try.
+func (p *puller) drop(ctx context.Context, desc ocispec.Descriptor) error {
+	if err := p.s.content.Abort(ctx, ingest(desc)); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("drop broken download: %w", err)
+	}
+	return nil
+}
+
+// ingest names a download in the content store. It is the same for every pull, so that each can go on with what another began.
+func ingest(desc ocispec.Descriptor) string { return "blob-" + desc.Digest.String() }
+
+// attempt fetches what is missing and returns how many bytes that were.
+func (p *puller) attempt(ctx context.Context, desc ocispec.Descriptor) (int64, error) {
+	w, err := content.OpenWriter(ctx, p.s.content, content.WithRef(ingest(desc)), content.WithDescriptor(desc))
+	if errdefs.IsAlreadyExists(err) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	defer w.Close()
+	before, err := w.Status()
+	if err != nil {
+		return 0, err
+	}
+	if before.Offset > desc.Size {
+		return 0, fmt.Errorf("%d bytes of %d: %w", before.Offset, desc.Size, errdefs.ErrFailedPrecondition)
+	}
+	r, err := p.session.Fetch(ctx, desc)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	counted := &counter{ReadSeekCloser: r, progress: p.progress}
+	err = content.Copy(ctx, w, counted, desc.Size, desc.Digest)
+	return counted.n, err
+}
+
+// counter counts what comes over the network.
+type counter struct {
+	io.ReadSeekCloser
+	n        int64
+	progress *progress
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.ReadSeekCloser.Read(b)
+	c.n += int64(n)
+	c.progress.bytes.Add(int64(n))
+	return n, err
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/distribution/reference"
+)
+
+const (
+	// abandonAfter is how long a pull goes on when nobody waits for it any more: a kubelet that lost patience, or was started
+	// again, comes back. What is fetched by then is kept for longer, see resumeTime.
+	abandonAfter = 10 * time.Minute
+	// pullTime bounds a pull, stalls or not; its lease lasts longer.
+	pullTime      = 12 * time.Hour
+	progressEvery = 200 * time.Millisecond
+)
+
+var errAbandoned = errors.New("nobody waited for the pull any more")
+
+// flights joins pulls of the same image with the same credentials.
+type flights struct {
+	mu  sync.Mutex // guards all and each flight's fields but progress
+	all map[string]*flight
+	wg  sync.WaitGroup
+}
+
+type flight struct {
+	done     chan struct{}
+	image    Image
+	err      error
+	waiting  int
+	cancel   context.CancelCauseFunc
+	timer    *time.Timer // runs while nobody waits
+	progress progress
+}
+
+// progress is written by a pull and read by who waits.
+type progress struct {
+	stage            atomic.Pointer[string]
+	bytes, total     atomic.Int64
+	unpacked, layers atomic.Int64
+}
+
+func (p *progress) at(stage string) { p.stage.Store(&stage) }
+
+func (p *progress) read() Progress {
+	out := Progress{Bytes: p.bytes.Load(), Total: p.total.Load(), Unpacked: int(p.unpacked.Load()), Layers: int(p.layers.Load())}
+	if s := p.stage.Load(); s != nil {
+		out.Stage = *s
+	}
+	return out
+}
+
+// Pull fetches and unpacks an image and returns it. Pulls of the same image with the same credentials join; the end of ctx ends
+// the waiting, and the pull only after a while in which nobody came back for it. What a broken pull has fetched is
+// used by the next one.
+func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
+	name, err := normalize(r.Ref)
+	if err != nil {
+		return Image{}, err
+	}
+	f, err := s.join(name, r.Auth)
+	if err != nil {
+		return Image{}, err
+	}
+	defer s.leave(f)
+	var tick <-chan time.Time
+	if r.Progress != nil {
+		t := time.NewTicker(progressEvery)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-f.done:
+			if r.Progress != nil {
+				r.Progress(f.progress.read())
+			}
+			return f.image, f.err
+		case <-tick:
+			r.Progress(f.progress.read())
+		case <-ctx.Done():
+			return Image{}, fmt.Errorf("pull image %s: still in progress (%s); the work goes on and a retry joins it: %w",
+				name, f.progress.read().Stage, context.Cause(ctx))
+		}
+	}
+}
+
+func flightKey(name reference.Named, a *Auth) (string, error) {
+	raw, err := json.Marshal(a)
+	sum := sha256.Sum256(raw)
+	return name.String() + " " + hex.EncodeToString(sum[:]), err
+}
+
+func (s *Store) join(name reference.Named, a *Auth) (*flight, error) {
+	if s.life.Err() != nil {
+		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
+	}
+	key, err := flightKey(name, a)
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", name, err)
+	}
+	s.flights.mu.Lock()
+	defer s.flights.mu.Unlock()
+	if s.flights.all == nil {
+		s.flights.all = map[string]*flight{}
+	}
+	f := s.flights.all[key]
+	if f == nil {
+		f = s.takeOff(key, name, a)
+	}
+	if f.waiting++; f.timer != nil {
+		f.timer.Stop()
+		f.timer = nil
+	}
+	return f, nil
+}
+
+// takeOff begins a pull. Preconditions: flights.mu is held.
+func (s *Store) takeOff(key string, name reference.Named, a *Auth) *flight {
+	limited, release := context.WithTimeout(s.life, pullTime)
+	ctx, cancel := context.WithCancelCause(limited)
+	f := &flight{done: make(chan struct{}), cancel: cancel}
+	s.flights.all[key] = f
+	s.flights.wg.Go(func() {
+		defer release()
+		image, err := s.pull(ctx, name, a, &f.progress)
+		s.flights.mu.Lock()
+		f.image, f.err = image, err
+		if s.flights.all[key] == f {
+			delete(s.flights.all, key)
+		}
+		s.flights.mu.Unlock()
+		cancel(nil)
+		close(f.done)
+	})
+	return f
+}
+
+func (s *Store) leave(f *flight) {
+	s.flights.mu.Lock()
+	defer s.flights.mu.Unlock()
+	if f.waiting--; f.waiting > 0 {
+		return
+	}
+	select {
+	case <-f.done:
+		return
+	default:
+	}
+	f.timer = time.AfterFunc(s.abandonAfter, func() { s.abandon(f) })
+}
+
+// abandon ends a pull that nobody has come back to. It is forgotten at once, so that a late-comer begins anew and does not
+// join what is ending.
+func (s *Store) abandon(f *flight) {
+	s.flights.mu.Lock()
+	defer s.flights.mu.Unlock()
+	if f.waiting > 0 {
+		return
+	}
+	for key, g := range s.flights.all {
+		if g == f {
+			delete(s.flights.all, key)
+		}
+	}
+	f.cancel(errAbandoned)
+}

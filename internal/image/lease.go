@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	bolt "go.etcd.io/bbolt"
+)
+
+const (
+	// pullPrefix and resumePrefix tell the leases of pulls in flight from those that keep what broken pulls have left.
+	pullPrefix, resumePrefix = "pull-", "resume-"
+	// extractPrefix begins the names of snapshots that a layer is being unpacked into.
+	extractPrefix = "extract-"
+	// resumeTime is how long the collector leaves alone what a broken pull has fetched, so that the next try goes on from there. A
+	// kubelet tries again within five minutes.
+	resumeTime = 15 * time.Minute
+)
+
+// purpose is the part of a lease's name that tells which image it is for.
+func purpose(name reference.Named) string {
+	sum := sha256.Sum256([]byte(name.String()))
+	return hex.EncodeToString(sum[:16]) + "-"
+}
+
+// endPull gives what the pull holds to the image, or keeps it for a while if there is none.
+func (s *Store) endPull(ctx context.Context, name reference.Named, l leases.Lease, broken bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if broken {
+		return s.keep(ctx, l)
+	}
+	all, err := s.leases.List(ctx)
+	errs := []error{err, s.leases.Delete(ctx, l)}
+	for _, earlier := range all { // what broken pulls of the same image have left is of no more use
+		if strings.HasPrefix(earlier.ID, resumePrefix+purpose(name)) {
+			if err := s.leases.Delete(ctx, earlier); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keep replaces a pull's lease by one that runs out soon.
+func (s *Store) keep(ctx context.Context, l leases.Lease) error {
+	held, err := s.leases.ListResources(ctx, l)
+	if err != nil {
+		return err
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		if len(held) > 0 {
+			next, err := s.leases.Create(ctx, leases.WithID(resumePrefix+strings.TrimPrefix(l.ID, pullPrefix)), leases.WithExpiration(resumeTime))
+			if err != nil {
+				return err
+			}
+			for _, r := range held {
+				if err := s.leases.AddResource(ctx, next, r); err != nil {
+					return err
+				}
+			}
+		}
+		return s.leases.Delete(ctx, l)
+	})
+	if err == nil && len(held) > 0 {
+		s.collectAfter(resumeTime + time.Second)
+	}
+	return err
+}
+
+// sweepPulls handles what the pulls of an earlier life have left. After a crash of the daemon, blobs and whole layers are kept for the next
+// try. After a crash of the machine nothing is: unpacked files are not on disk for sure before the image is recorded.
+func (s *Store) sweepPulls(ctx context.Context) error {
+	ctx = scoped(ctx)
+	rebooted, err := s.noteBoot()
+	if err != nil {
+		return fmt.Errorf("boot ID: %w", err)
+	}
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, l := range all {
+		switch {
+		case rebooted && (strings.HasPrefix(l.ID, pullPrefix) || strings.HasPrefix(l.ID, resumePrefix)):
+			err = s.leases.Delete(ctx, l)
+		case strings.HasPrefix(l.ID, pullPrefix):
+			err = s.keep(ctx, l)
+		case strings.HasPrefix(l.ID, resumePrefix):
+			s.collectAfter(resumeTime + time.Second)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("lease %s of an earlier life: %w", l.ID, err)
+		}
+	}
+	if err := s.sweepExtractions(ctx); err != nil {
+		return err
+	}
+	if rebooted {
+		// Before any pull builds on a layer that nothing vouches for.
+		if _, err := s.db.GarbageCollect(ctx); err != nil {
+			return fmt.Errorf("collect what the last boot has left: %w", err)
+		}
+	}
+	return nil
+}
+
+// sweepExtractions removes half-unpacked layers.
+func (s *Store) sweepExtractions(ctx context.Context) error {
+	var half []string
+	err := s.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && strings.HasPrefix(info.Name, extractPrefix) {
+			half = append(half, info.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list layers: %w", err)
+	}
+	var errs []error
+	for _, key := range half {
+		if err := s.snapshots.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("half-unpacked layer %s: %w", key, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hold adds a resource to the pull's lease. Only after that is it safe to look whether it is there.
+func (p *puller) hold(ctx context.Context, kind, id string) error {
+	return p.s.leases.AddResource(ctx, p.lease, leases.Resource{Type: kind, ID: id})
+}

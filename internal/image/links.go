@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/berth-run/berth/internal/linux/mount"
+)
+
+// The kernel reads one page of mount options, and an image may have more layers than paths fit into that. So each layer has a link with a
+// name of a few characters, as docker does it. Where even these paths are too long, because the root's is, they begin at
+// the open folder of the links instead.
+
+func (s *Store) links() string { return filepath.Join(s.cfg.Root, "l") }
+
+// link makes links to the folders of layers and returns their names.
+func (s *Store) link(dirs []string) ([]string, error) {
+	names := make([]string, len(dirs))
+	for i, dir := range dirs {
+		target, err := filepath.Rel(s.links(), dir)
+		if err != nil {
+			return nil, err
+		}
+		id, err := strconv.ParseUint(filepath.Base(filepath.Dir(dir)), 10, 64)
+		if err != nil || filepath.Base(dir) != "fs" {
+			return nil, fmt.Errorf("layer folder %s: want a number and fs", dir)
+		}
+		names[i] = strconv.FormatUint(id, 36)
+		at := filepath.Join(s.links(), names[i])
+		err = os.Symlink(target, at)
+		if errors.Is(err, os.ErrExist) {
+			var now string
+			if now, err = os.Readlink(at); err == nil && now != target {
+				err = fmt.Errorf("link %s leads to %s, want %s", at, now, target)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
+// sweepLinks removes links to layers that are gone.
+func (s *Store) sweepLinks() error {
+	entries, err := os.ReadDir(s.links())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		at := filepath.Join(s.links(), e.Name())
+		if _, err := os.Stat(at); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, ignore(os.Remove(at), os.ErrNotExist))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mountOptions are what mounts a container's root file system.
+func (s *Store) mountOptions(c *chain, dir string) ([]string, error) {
+	writable := []string{"upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work")}
+	size := 0
+	for _, prefix := range []string{s.links(), fmt.Sprintf("/proc/self/fd/%d", s.linkDir.Fd())} {
+		var lower strings.Builder
+		for i, name := range c.links {
+			if i > 0 {
+				lower.WriteByte(':')
+			}
+			lower.WriteString(prefix)
+			lower.WriteByte('/')
+			lower.WriteString(name)
+		}
+		options := append(append([]string{"lowerdir=" + lower.String()}, writable...), s.options...)
+		if size = len(strings.Join(options, ",")); size < os.Getpagesize() {
+			return options, nil
+		}
+	}
+	return nil, fmt.Errorf("%d layers: mount options take %d bytes, the kernel reads one page", len(c.links), size)
+}
+
+// probeOverlay finds out what this kernel's overlayfs takes, with a mount that lasts for a moment.
+//
+//   - volatile (5.10): unmounting does not wait until the disk has all that the container wrote. Nobody mounts an upper folder
+//     again after a power cut.
+//   - index=off: or the kernel refuses layers that are shared by two mounts where its default is on.
+func (s *Store) probeOverlay() error {
+	dir, err := os.MkdirTemp(s.trash(), "probe-")
+	if err != nil {
+		return err
+	}
+	for _, sub := range []string{"lower", "upper", "work", "at"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	layers := []string{"lowerdir=" + filepath.Join(dir, "lower"), "upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work")}
+	at := filepath.Join(dir, "at")
+	for _, options := range [][]string{{"index=off", "volatile"}, {"index=off"}, nil} {
+		err = mount.Mount{Type: "overlay", Source: "overlay", Options: append(layers, options...)}.On(at)
+		if err == nil {
+			s.options = options
+			return errors.Join(mount.Detach(at), os.RemoveAll(dir))
+		}
+	}
+	// Images can be pulled and listed all the same; a container will say what is wrong.
+	s.log.Warn("overlayfs cannot be mounted", "error", err)
+	return os.RemoveAll(dir)
+}
