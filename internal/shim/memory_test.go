@@ -21,7 +21,8 @@ func TestIdleMemory(t *testing.T) {
 		t.Log("with the race detector the figures mean nothing")
 		return
 	}
-	const pods, containers, limit = 20, 3, 1024 // limit in kB
+	// In kB. What a node pays is their sum; a single shim may have an arena page more than the others.
+	const pods, containers, limit, limitOfOne = 20, 3, 1024, 1280
 	shims := make([]*testShim, pods)
 	for i := range shims {
 		shims[i] = startShim(t)
@@ -39,8 +40,15 @@ func TestIdleMemory(t *testing.T) {
 	}
 	s := shims[0]
 	t.Logf("PSS %v kB; private dirty %d kB, RSS %d kB", sizes, s.rollup("Private_Dirty"), s.rollup("Rss"))
-	if largest := slices.Max(sizes); largest > limit {
-		t.Errorf("a shim has a PSS of %d kB, more than %d", largest, limit)
+	sum := 0
+	for _, size := range sizes {
+		sum += size
+	}
+	if sum > pods*limit {
+		t.Errorf("shims have a PSS of %d kB each, more than %d", sum/pods, limit)
+	}
+	if largest := slices.Max(sizes); largest > limitOfOne {
+		t.Errorf("a shim has a PSS of %d kB, more than %d", largest, limitOfOne)
 	}
 	time.Sleep(3 * time.Second)
 	for i, s := range shims {
