@@ -91,6 +91,12 @@ test-integration: build ## the real daemon with real runc, CNI and registry
 test-fault: build ## kill -9 at every journal write, then recovery
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(FAULT)
 
+.PHONY: critest
+critest: build ## the CRI validation suite: CRITEST=/path/to/critest [FIXTURES=host:port for its images] [CRITEST_FLAGS=…]
+	@test -x "$(CRITEST)" || { echo "make critest CRITEST=/path/to/critest: build it from kubernetes-sigs/cri-tools with 'make critest'" >&2; exit 1; }
+	$(AS_ROOT) env CRITEST="$(abspath $(CRITEST))" FIXTURES="$(FIXTURES)" CRITEST_FLAGS="$(CRITEST_FLAGS)" \
+		$(GO) test -count=1 -v -timeout 30m ./test/conformance
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)
 	@grep -rlE '^func Fuzz' --include='*_test.go' internal test | while read -r file; do \
