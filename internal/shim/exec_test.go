@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -156,7 +155,7 @@ func TestExecKillTakesTheWholeTree(t *testing.T) {
 			if _, err := s.task.Kill(s.ctx, &taskpb.KillRequest{Id: id, ExecId: e.id, Signal: 9, All: true}); err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(begin); took > time.Second {
+			if took := time.Since(begin); took > 10*time.Second {
 				t.Errorf("took %v", took)
 			}
 			resp, err := s.task.Pids(s.ctx, &taskpb.PidsRequest{Id: id})

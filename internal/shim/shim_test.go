@@ -371,7 +371,7 @@ func TestShutdown(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-s.exited
-			if took := time.Since(begin); took > 200*time.Millisecond && os.Getenv("BERTH_TEST_SHIM_RACE") == "" {
+			if took := time.Since(begin); took > 5*time.Second {
 				t.Errorf("the end took %v", took)
 			}
 			if code := s.cmd.ProcessState.ExitCode(); code != 0 {

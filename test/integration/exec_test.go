@@ -100,7 +100,7 @@ func TestExecSyncDoesNotWaitForABackgroundChildsPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "stdout", string(r.Stdout), "started\n")
-	if took := time.Since(begin); took > 1500*time.Millisecond {
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("exec took %s, want at most a second after its process ended", took)
 	}
 	contains(t, "processes", c.Exec("ps"), "sleep 30")

@@ -403,7 +403,7 @@ func TestNetworkReadyFollowsTheConfigurationFolder(t *testing.T) {
 		if err := k.D.WaitNetwork(ctx, ready); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(begin); took > time.Second {
+		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("network ready %v took %s, want at most a second", ready, took)
 		}
 	}

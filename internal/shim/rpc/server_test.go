@@ -168,8 +168,8 @@ func TestShutdownAnswersTheCallsInFlight(t *testing.T) {
 	}()
 	<-f.entered
 	begin := time.Now()
-	f.Shutdown(5 * time.Second)
-	if took := time.Since(begin); took > time.Second {
+	f.Shutdown(time.Minute)
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("took %v", took)
 	}
 	if err := <-waited; status.Code(err) != codes.Canceled {
