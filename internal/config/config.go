@@ -30,6 +30,8 @@ type Config struct {
 	Socket         string
 	SocketGroup    string
 	DefaultRuntime string
+	// DeviceOwnership gives a container's devices to its run_as_user and run_as_group.
+	DeviceOwnership bool
 
 	Log      Log
 	Network  Network
@@ -76,6 +78,8 @@ type Runtime struct {
 	Path string
 	// Root is the program's own state folder.
 	Root string
+	// PrivilegedWithoutHostDevices: privileged containers get the devices that they ask for and no others.
+	PrivilegedWithoutHostDevices bool
 }
 
 // Shim says where berth-shim is.

@@ -322,7 +322,8 @@ func TestReloadablePartsWhatARunningDaemonTakes(t *testing.T) {
 	if !slices.Equal(reload, []string{"log.level", "registry.config_path"}) {
 		t.Errorf("reloadable: %v", reload)
 	}
-	if !slices.Equal(restart, []string{"root", "runtimes.kata.type", "runtimes.kata.path", "runtimes.kata.root"}) {
+	if !slices.Equal(restart, []string{"root", "runtimes.kata.type", "runtimes.kata.path", "runtimes.kata.root",
+		"runtimes.kata.privileged_without_host_devices"}) {
 		t.Errorf("need a restart: %v", restart)
 	}
 	if _, restart = Reloadable(changed, old); !slices.Contains(restart, "runtimes.kata.root") {

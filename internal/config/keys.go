@@ -38,6 +38,8 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.SocketGroup }, check: word},
 	{path: "default_runtime", doc: "The [runtimes] table for pods that name no runtime handler.",
 		at: func(c *Config, _ string) any { return &c.DefaultRuntime }, check: handler},
+	{path: "device_ownership_from_security_context", doc: "Give a container's devices to its run_as_user and run_as_group; false: their owners are as on the host.",
+		at: func(c *Config, _ string) any { return &c.DeviceOwnership }, check: anything},
 
 	{path: "log.level", doc: "The least that is logged: debug, info, warn or error.", reload: true,
 		at: func(c *Config, _ string) any { return &c.Log.Level }, check: oneOf("debug", "info", "warn", "error")},
@@ -68,6 +70,8 @@ var keys = []key{
 		at: func(c *Config, name string) any { return &c.runtime(name).Path }, check: optional(folder)},
 	{path: "runtimes.*.root", doc: "The runtime's own state folder. Unset: a folder of its name in the state folder.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Root }, check: folder},
+	{path: "runtimes.*.privileged_without_host_devices", doc: "Privileged containers get only the devices that they ask for, not all of the host's.",
+		at: func(c *Config, name string) any { return &c.runtime(name).PrivilegedWithoutHostDevices }, check: anything},
 
 	{path: "shim.path", doc: "The berth-shim program. Empty: beside berth, then in PATH.",
 		at: func(c *Config, _ string) any { return &c.Shim.Path }, check: optional(folder)},

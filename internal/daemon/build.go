@@ -79,7 +79,7 @@ func (d *daemon) open(ctx context.Context) error {
 	}
 	d.pods = pod.New(pod.Config{Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir, CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
 		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot, ExecOutputLimit: int64(c.Exec.SyncOutputLimit), ShimTimeout: shimTimeout},
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specMaker{facts}}, d.log)
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: newSpecMaker(facts, c, d.log)}, d.log)
 	d.calls = telemetry.NewCalls()
 	d.api = cri.New(cri.Config{Pods: d.pods, Images: d.images, NetworkReady: d.network.Ready, Version: d.flags.Version, CgroupDriver: driver,
 		Handlers: d.handlers, Effective: d.effective, Log: d.log})
@@ -140,19 +140,12 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 	if err != nil {
 		return facts, err
 	}
-	files, err := host.MaxOpenFiles()
+	limits, err := host.Limits(caps)
 	if err != nil {
 		return facts, err
 	}
-	devices, err := host.Devices()
-	if err != nil {
-		return facts, err
-	}
-	facts = spec.Host{CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, MaxOpenFiles: files}
-	for _, dev := range devices {
-		facts.Devices = append(facts.Devices, specDevice(dev))
-	}
-	return facts, nil
+	return spec.Host{CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
+		AppArmor: host.AppArmor(), SELinux: host.SELinux()}, nil
 }
 
 func (d *daemon) imageConfig() image.Config {

@@ -5,29 +5,44 @@ package daemon
 import (
 	"encoding/json"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
+	"sync"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/image"
-	"github.com/berth-run/berth/internal/linux/host"
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/linux/user"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/spec"
 )
 
-// seccompRoot is where the kubelet keeps Localhost profiles when it names them without a path.
-const seccompRoot = "/var/lib/kubelet/seccomp"
-
-// maxProfile bounds a seccomp profile, in bytes.
-const maxProfile = 1 << 20
-
 // specMaker implements pod.Specs: it looks up what the pure package spec must be told.
-type specMaker struct{ host spec.Host }
+type specMaker struct {
+	host spec.Host
+	// deviceOwnership: devices belong to run_as_user and run_as_group, not to whom they belong on the host.
+	deviceOwnership bool
+	// handlers are the policies of the runtime handlers, by name.
+	handlers map[string]handlerPolicy
+	clamped  *sync.Once
+	log      *slog.Logger
+}
+
+// handlerPolicy is what the configuration says of one runtime handler's containers.
+type handlerPolicy struct {
+	// withoutHostDevices: privileged containers get no devices but those that are asked for.
+	withoutHostDevices bool
+}
+
+func newSpecMaker(facts spec.Host, c *config.Config, log *slog.Logger) specMaker {
+	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, clamped: &sync.Once{}, log: log}
+	for name, r := range c.Runtimes {
+		m.handlers[name] = handlerPolicy{withoutHostDevices: r.PrivilegedWithoutHostDevices}
+	}
+	return m
+}
 
 func (specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if err := spec.ValidateSandbox(c); err != nil {
@@ -55,12 +70,12 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	if err := checkMounts(r.Container.GetMounts()); err != nil {
 		return pod.ContainerSpec{}, err
 	}
-	devices, err := requestedDevices(r.Container.GetDevices())
-	if err != nil {
+	in := m.input(r)
+	in.User = spec.User{UID: u.UID, GID: u.GID, Groups: u.Groups, Home: u.Home}
+	if err := m.addDevices(&in, r); err != nil {
 		return pod.ContainerSpec{}, err
 	}
-	in := m.input(r)
-	in.User, in.Devices = spec.User{UID: u.UID, GID: u.GID, Groups: u.Groups, Home: u.Home}, devices
+	m.noteClamp(r.Container.GetLinux().GetResources().GetOomScoreAdj())
 	if in.Profile, err = seccompProfile(sc.GetSeccomp()); err != nil {
 		return pod.ContainerSpec{}, err
 	}
@@ -81,8 +96,11 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 }
 
 func (m specMaker) input(r pod.SpecRequest) spec.Input {
-	p := r.Paths
-	return spec.Input{Sandbox: r.Sandbox, Container: r.Container, Host: m.host, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
+	p, facts := r.Paths, m.host
+	if name, err := os.Hostname(); err == nil { // asked each time: it may be changed; an error leaves the pod's own
+		facts.Hostname = name
+	}
+	return spec.Input{Sandbox: r.Sandbox, Container: r.Container, Host: facts, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
 		Image: spec.ImageConfig{Entrypoint: r.Image.Entrypoint, Cmd: r.Image.Cmd, Env: r.Image.Env, WorkingDir: r.Image.WorkingDir, StopSignal: r.Image.StopSignal},
 		Paths: spec.Paths{Rootfs: p.Rootfs, NetNS: p.NetNS, IPCNS: p.IPCNS, UTSNS: p.UTSNS, PIDNS: p.PIDNS,
 			ResolvConf: p.ResolvConf, Hostname: p.Hostname, Shm: p.Shm, PauseBinary: p.PauseBinary}}
@@ -103,6 +121,17 @@ func (specMaker) Update(old, new *runtimeapi.LinuxContainerResources) ([]byte, *
 	}
 	raw, err := json.Marshal(oci)
 	return raw, merged, err
+}
+
+// noteClamp says once that this node cannot protect its containers from the OOM killer as they ask: it is true of all of them.
+func (m specMaker) noteClamp(want int64) {
+	if want >= int64(m.host.OOMScoreFloor) {
+		return
+	}
+	m.clamped.Do(func() {
+		m.log.Warn("oom_score_adj is raised to what this daemon may set, here and in all later containers; give it CAP_SYS_RESOURCE",
+			"asked", want, "set", m.host.OOMScoreFloor)
+	})
 }
 
 func userRequest(sc *runtimeapi.LinuxContainerSecurityContext, im image.Image) user.Request {
@@ -126,52 +155,4 @@ func checkMounts(mounts []*runtimeapi.Mount) error {
 		}
 	}
 	return nil
-}
-
-func requestedDevices(asked []*runtimeapi.Device) ([]spec.Device, error) {
-	var all []spec.Device
-	for i, d := range asked {
-		found, err := host.DeviceOf(d.GetHostPath())
-		if err != nil {
-			return nil, fmt.Errorf("devices[%d]: %w: %w", i, pod.ErrInvalid, err)
-		}
-		if d.GetPermissions() == "" || strings.Trim(d.GetPermissions(), "rwm") != "" {
-			return nil, fmt.Errorf("devices[%d]: permissions %q are not of r, w and m: %w", i, d.GetPermissions(), pod.ErrInvalid)
-		}
-		out := specDevice(found)
-		out.Path, out.Access = d.GetContainerPath(), d.GetPermissions()
-		all = append(all, out)
-	}
-	return all, nil
-}
-
-func specDevice(d host.Device) spec.Device {
-	return spec.Device{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: d.Mode, UID: d.UID, GID: d.GID, Access: "rwm"}
-}
-
-// seccompProfile reads what a container is confined with. No profile given is unconfined, as the CRI has it: the kubelet always names one.
-func seccompProfile(p *runtimeapi.SecurityProfile) (spec.Profile, error) {
-	if p == nil || p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
-		return spec.Profile{}, nil
-	}
-	if p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault {
-		return spec.Profile{Default: true}, nil
-	}
-	path := p.GetLocalhostRef()
-	if path == "" {
-		return spec.Profile{}, fmt.Errorf("seccomp.localhost_ref: is empty: %w", pod.ErrInvalid)
-	}
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(seccompRoot, path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return spec.Profile{}, fmt.Errorf("seccomp.localhost_ref: %w: %w", pod.ErrInvalid, err)
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxProfile))
-	if err != nil {
-		return spec.Profile{}, fmt.Errorf("seccomp.localhost_ref: %w", err)
-	}
-	return spec.Profile{Path: path, JSON: raw}, nil
 }

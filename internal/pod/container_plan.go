@@ -76,7 +76,7 @@ func (c *Container) removeTask(ctx context.Context) error {
 // writeSpec renders config.json into the bundle and notes what was resolved on the way.
 func (c *Container) writeSpec(ctx context.Context, im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
-	spec, err := c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID,
+	spec, err := c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
 		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths()})
 	if err != nil {
 		return spec, err

@@ -120,6 +120,8 @@ type SpecRequest struct {
 	Container *runtimeapi.ContainerConfig
 	Image     image.Image
 	Paths     SpecPaths
+	// Handler is the runtime handler's name.
+	Handler string
 	// CgroupsPath is in the form that the cgroup driver wants.
 	CgroupsPath string
 	// IDs for annotations.

@@ -209,7 +209,7 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 			return err
 		}
 	}
-	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID,
+	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID, Handler: s.Handler,
 		CgroupsPath: s.m.cgroupsPath(s.facts().CgroupParent, s.ID), Paths: s.specPaths(rootfs)})
 	if err != nil {
 		return err

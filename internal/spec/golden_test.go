@@ -27,15 +27,20 @@ type request struct {
 	Paths              *Paths
 	Host               *Host
 	Devices            []Device
+	WithoutHostDevices bool
 }
 
 func ordinaryHost() Host {
-	return Host{Hostname: "node-1", OOMScoreFloor: -1000, MaxOpenFiles: 1 << 30,
+	return Host{Hostname: "node-1", OOMScoreFloor: -1000, Limits: map[string]uint64{"RLIMIT_NOFILE": 1 << 30},
 		Capabilities: append([]string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_TIME"}, defaultCapabilities...),
-		Devices: []Device{
-			{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, Mode: 0o666, Access: "rwm"},
-			{Path: "/dev/vda", Type: "b", Major: 254, Mode: 0o660, GID: 6, Access: "rwm"},
-		}}
+	}
+}
+
+func hostDevices() []Device {
+	return []Device{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, Mode: 0o666, Access: "rwm"},
+		{Path: "/dev/vda", Type: "b", Major: 254, Mode: 0o660, GID: 6, Access: "rwm"},
+	}
 }
 
 func ordinaryPaths() Paths {
@@ -54,7 +59,7 @@ func ordinaryInput() Input {
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}}},
 		Image: ImageConfig{Entrypoint: []string{"/app"}, Cmd: []string{"--serve"}, Env: []string{"FROM=image", "PATH=/app/bin:/bin"}, WorkingDir: "/srv"},
 		User:  User{UID: 1000, GID: 1000, Groups: []uint32{1000, 2000}, Home: "/home/app"},
-		Paths: ordinaryPaths(), Host: ordinaryHost(),
+		Paths: ordinaryPaths(), Host: ordinaryHost(), HostDevices: hostDevices(),
 		CgroupsPath: "/kubepods/pod-u-1/c1", SandboxID: "s1", ContainerID: "c1",
 	}
 }
@@ -83,7 +88,7 @@ func fill(in *Input, data []byte) error {
 		container.Metadata, container.Image = in.Container.Metadata, in.Container.Image
 		in.Container = &container
 	}
-	in.Devices = r.Devices
+	in.Devices, in.WithoutHostDevices = r.Devices, r.WithoutHostDevices
 	return nil
 }
 
@@ -168,7 +173,7 @@ func holds(t testing.TB, in Input, s *specs.Spec) {
 	if len(caps.Ambient)+len(caps.Inheritable) != 0 {
 		t.Errorf("ambient %q, inheritable %q", caps.Ambient, caps.Inheritable)
 	}
-	if s.Linux.Resources.Devices[0].Allow != privileged {
+	if s.Linux.Resources.Devices[0].Allow != (privileged && !in.WithoutHostDevices) {
 		t.Errorf("devices start from allow=%v, privileged is %v", s.Linux.Resources.Devices[0].Allow, privileged)
 	}
 	for _, list := range [][]string{s.Process.Args, s.Process.Env} {

@@ -39,30 +39,29 @@ func linuxSection(in Input) (*specs.Linux, error) {
 			l.MaskedPaths, l.ReadonlyPaths = slices.Clone(maskedPaths), slices.Clone(readonlyPaths)
 		}
 	}
-	addDevices(l, in.Devices, in.Host.Devices, sc.GetPrivileged())
+	addDevices(l, in)
 	return l, nil
 }
 
 // addDevices gives the container its devices, and all of the host's where it is privileged. The runtime itself adds what each
 // container has: null, zero, full, random, urandom, tty, ptmx.
-func addDevices(l *specs.Linux, asked, host []Device, privileged bool) {
-	// A wildcard rule, and what it starts from: everything is denied, unless the container is privileged.
-	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: privileged, Access: "rwm"}}
-	for _, d := range asked {
+func addDevices(l *specs.Linux, in Input) {
+	all := in.Container.GetLinux().GetSecurityContext().GetPrivileged() && !in.WithoutHostDevices
+	// A wildcard rule, and what it starts from: everything is denied, unless the container has all of the host's devices.
+	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: all, Access: "rwm"}}
+	taken := map[string]bool{}
+	for _, d := range in.Devices {
+		taken[d.Path] = true
 		l.Devices = append(l.Devices, node(d))
-		if !privileged {
+		if !all {
 			major, minor := d.Major, d.Minor
 			l.Resources.Devices = append(l.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &major, Minor: &minor, Access: d.Access})
 		}
 	}
-	if !privileged {
+	if !all {
 		return
 	}
-	taken := map[string]bool{}
-	for _, d := range asked {
-		taken[d.Path] = true
-	}
-	for _, d := range host {
+	for _, d := range in.HostDevices {
 		if !taken[d.Path] {
 			l.Devices = append(l.Devices, node(d))
 		}

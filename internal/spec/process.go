@@ -76,19 +76,6 @@ func workingDir(c *runtimeapi.ContainerConfig, im ImageConfig) (string, error) {
 	return dir, nil
 }
 
-// openFiles is the limit of open files that containers get, soft and hard: explicit, so that it does not depend on the unit that the
-// daemon runs in. It is what most nodes have had for years: a soft limit of 1024 breaks databases that do not raise their own, an
-// unlimited one (2^30) makes programs crawl that close every descriptor there could be.
-const openFiles = 1048576
-
-func rlimits(host Host) []specs.POSIXRlimit {
-	n := uint64(openFiles)
-	if host.MaxOpenFiles != 0 {
-		n = min(n, host.MaxOpenFiles)
-	}
-	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: n, Hard: n}}
-}
-
 // oomScore clamps to what this node can set: without CAP_SYS_RESOURCE nothing below the daemon's own score.
 func oomScore(want int64, host Host) *int {
 	n := int(min(max(want, int64(host.OOMScoreFloor)), maxOOMScore))

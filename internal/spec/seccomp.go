@@ -5,6 +5,7 @@ package spec
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -36,6 +37,35 @@ func applySeccomp(s *specs.Spec, p Profile) error {
 	// The library takes {} for a wish to be unconfined; here somebody has asked to be confined.
 	if s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction == "" {
 		return invalid("linux.security_context.seccomp", "profile %s has no defaultAction", p.Path)
+	}
+	return knownSeccomp(p.Path, s.Linux.Seccomp)
+}
+
+var seccompActions = []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno, specs.ActTrace,
+	specs.ActAllow, specs.ActLog, specs.ActNotify}
+
+var seccompOperators = []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpEqualTo, specs.OpGreaterEqual,
+	specs.OpGreaterThan, specs.OpMaskedEqual}
+
+// knownSeccomp finds misspelt words here, where the error can name them and the profile: OCI runtimes fail at the start of the container.
+// A system call that nobody knows is no error: profiles name those of other kernels.
+func knownSeccomp(path string, s *specs.LinuxSeccomp) error {
+	const field = "linux.security_context.seccomp"
+	if !slices.Contains(seccompActions, s.DefaultAction) {
+		return invalid(field, "profile %s: defaultAction %q is unknown", path, s.DefaultAction)
+	}
+	for i, c := range s.Syscalls {
+		if !slices.Contains(seccompActions, c.Action) {
+			return invalid(field, "profile %s: syscalls[%d]: action %q is unknown", path, i, c.Action)
+		}
+		if len(c.Names) == 0 {
+			return invalid(field, "profile %s: syscalls[%d] names none", path, i)
+		}
+		for _, a := range c.Args {
+			if !slices.Contains(seccompOperators, a.Op) || a.Index > 5 {
+				return invalid(field, "profile %s: syscalls[%d]: argument %d with operator %q is unknown", path, i, a.Index, a.Op)
+			}
+		}
 	}
 	return nil
 }

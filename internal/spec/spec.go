@@ -36,8 +36,10 @@ type Input struct {
 	SandboxID, ContainerID string
 	// Profile is the seccomp profile; a privileged container gets none.
 	Profile Profile
-	// Devices are what Container.Devices name on this host, in their order.
-	Devices []Device
+	// Devices are what Container.Devices name on this host, in their order; HostDevices are what a privileged container gets besides.
+	Devices, HostDevices []Device
+	// WithoutHostDevices: a privileged container gets neither HostDevices nor leave to use other devices than Devices.
+	WithoutHostDevices bool
 }
 
 // ImageConfig is what counts of an image's configuration.
@@ -72,10 +74,8 @@ type Host struct {
 	Capabilities []string
 	// OOMScoreFloor is the lowest oom_score_adj that can be set; above -1000 without CAP_SYS_RESOURCE.
 	OOMScoreFloor int
-	// MaxOpenFiles is the highest hard limit of open files that can be given; 0: not known.
-	MaxOpenFiles uint64
-	// Devices of the host, for privileged containers.
-	Devices []Device
+	// Limits are the highest hard limits that can be given, by their OCI names ("RLIMIT_NOFILE"); those that are missing have no ceiling.
+	Limits map[string]uint64
 	// AppArmor: the kernel has it. AppArmorDefault is the name of the default profile that is loaded, if one is.
 	AppArmor        bool
 	AppArmorDefault string

@@ -88,7 +88,11 @@ func TestALocalSeccompProfileIsTakenOrAnError(t *testing.T) {
 	if s.Linux.Seccomp.DefaultAction != specs.ActErrno || !allows(s, "read") || allows(s, "write") {
 		t.Errorf("%+v", s.Linux.Seccomp)
 	}
-	for _, bad := range []string{``, `{`, `{}`, `null`, `[]`, `{"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`} {
+	for _, bad := range []string{``, `{`, `{}`, `null`, `[]`, `{"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`,
+		`{"defaultAction":"SCMP_ACT_ALOW"}`, `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"allow"}]}`,
+		`{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"action":"SCMP_ACT_ALLOW"}]}`,
+		`{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":1,"op":"=="}]}]}`,
+		`{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}]}`} {
 		in.Profile.JSON = []byte(bad)
 		if s, err := Generate(in); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "/p.json") {
 			t.Errorf("%q: %+v, %v", bad, s, err)

@@ -84,6 +84,7 @@ func (d *Daemon) config() string {
 		return d.containerdConfig()
 	}
 	return fmt.Sprintf(`version = 1
+%s
 
 [network]
 conf_dir = %q
@@ -94,6 +95,7 @@ del_timeout = "8s"
 
 [runtimes.runc]
 path = %q
+%s
 
 [shim]
 path = %q
@@ -105,7 +107,7 @@ parent = %q
 [registry]
 config_path = %q
 stall_timeout = "2s"
-%s`, d.ConfDir, d.cniBin(), d.Netns, d.Spec.OCIRuntime, filepath.Join(d.Spec.Bin, "berth-shim"), d.CgroupParent,
+%s`, d.Spec.Global, d.ConfDir, d.cniBin(), d.Netns, d.Spec.OCIRuntime, d.Spec.Runc, filepath.Join(d.Spec.Bin, "berth-shim"), d.CgroupParent,
 		d.CertsDir, d.Spec.Config)
 }
 

@@ -54,8 +54,9 @@ type Spec struct {
 	CNIBin string
 	// PauseImage is what containerd makes sandboxes of.
 	PauseImage string
-	// Config is added to the configuration file.
-	Config string
+	// Global is put at the top of the configuration file, above all tables; Runc is added to its table [runtimes.runc]; Config
+	// is added at the end.
+	Global, Runc, Config string
 }
 
 // Daemon is a runtime with its folders and names.

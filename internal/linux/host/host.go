@@ -57,27 +57,6 @@ func OOMScoreFloor(capabilities []string) (int, error) {
 	return floor, nil
 }
 
-// MaxOpenFiles is the highest hard limit of open files that this process can give, whatever its own unit's limit where it may raise it.
-func MaxOpenFiles() (uint64, error) {
-	data, err := os.ReadFile("/proc/sys/fs/nr_open")
-	if err != nil {
-		return 0, fmt.Errorf("read the kernel's limit of open files: %w", err)
-	}
-	ceiling, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read the kernel's limit of open files: %w", err)
-	}
-	capabilities, err := BoundingSet()
-	if err != nil || slices.Contains(capabilities, "CAP_SYS_RESOURCE") {
-		return ceiling, err
-	}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, fmt.Errorf("read limit of open files: %w", err)
-	}
-	return min(ceiling, limit.Max), nil // above nr_open nobody can set one, not even the one that is in force
-}
-
 // Kernel is the running kernel's release, for example "6.12.41+deb13-amd64".
 func Kernel() (string, error) {
 	var uts unix.Utsname

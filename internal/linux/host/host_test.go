@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,23 +60,32 @@ func TestTheOOMFloorIsOneThatTheKernelTakes(t *testing.T) {
 	}
 }
 
-func TestTheLimitOfOpenFilesCanBeSet(t *testing.T) {
-	most, err := MaxOpenFiles()
+func TestEveryLimitCanBeSet(t *testing.T) {
+	caps, err := BoundingSet()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
-		t.Fatal(err)
+	all, err := Limits(caps)
+	if err != nil || all["RLIMIT_NOFILE"] == 0 {
+		t.Fatal(all, err)
 	}
-	if before.Max > most { // lowering it could not be taken back
-		t.Fatalf("own hard limit %d is above the highest, %d", before.Max, most)
-	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: before.Cur, Max: most}); err != nil {
-		t.Errorf("%d: %v", most, err)
-	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: before.Cur, Max: most + 1}); err == nil {
-		t.Errorf("%d is not the highest", most)
+	for name, most := range all {
+		var before syscall.Rlimit
+		if err := syscall.Getrlimit(limitNames[name], &before); err != nil {
+			t.Fatal(err)
+		}
+		if before.Max > most { // lowering it could not be taken back
+			t.Fatalf("%s: own hard limit %d is above the highest, %d", name, before.Max, most)
+		}
+		if err := syscall.Setrlimit(limitNames[name], &syscall.Rlimit{Cur: before.Cur, Max: most}); err != nil {
+			t.Errorf("%s: %d: %v", name, most, err)
+		}
+		if most == math.MaxUint64 {
+			continue
+		}
+		if err := syscall.Setrlimit(limitNames[name], &syscall.Rlimit{Cur: before.Cur, Max: most + 1}); err == nil {
+			t.Errorf("%s: %d is not the highest", name, most)
+		}
 	}
 }
 
