@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -153,6 +154,28 @@ func assertOnly(t *testing.T, s *Store, dir string, images ...Image) {
 	}
 	if info, err := s.FSInfo(t.Context()); err != nil || info.UsedBytes != 0 || info.InodesUsed != 0 {
 		t.Errorf("%+v, %v", info, err)
+	}
+}
+
+func TestDownloadsThatTheContentStoreCannotFindAreSwept(t *testing.T) {
+	dir := t.TempDir()
+	ingests := filepath.Join(dir, "image/content/ingest")
+	parts := []string{"data", "ref", "startedat", "updatedat"}
+	for missing := range parts {
+		for _, part := range slices.Delete(slices.Clone(parts), missing, missing+1) {
+			path := filepath.Join(ingests, "without-"+parts[missing], part)
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	openStore(t, dir)
+	left, err := os.ReadDir(ingests)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -81,6 +84,28 @@ func (s *Store) keep(ctx context.Context, l leases.Lease) error {
 	return err
 }
 
+// sweepIngests removes downloads that the content store itself cannot find any more, and so never collects: a crash came while their
+// folder was made, or between the move of the finished blob and the removal of the rest.
+func (s *Store) sweepIngests() error {
+	dir := filepath.Join(s.cfg.Root, contentDir, "ingest")
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("downloads of an earlier life: %w", err)
+	}
+	for _, e := range entries {
+		for _, part := range []string{"ref", "data", "startedat", "updatedat"} {
+			if _, err := os.Lstat(filepath.Join(dir, e.Name(), part)); err == nil {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("half a download of an earlier life: %w", err)
+			}
+			break
+		}
+	}
+	return nil
+}
+
 // sweepPulls handles what the pulls of an earlier life have left. After a crash of the daemon, blobs and whole layers are kept for the next
 // try. After a crash of the machine nothing is: unpacked files are not on disk for sure before the image is recorded.
 func (s *Store) sweepPulls(ctx context.Context) error {
@@ -106,7 +131,7 @@ func (s *Store) sweepPulls(ctx context.Context) error {
 			return fmt.Errorf("lease %s of an earlier life: %w", l.ID, err)
 		}
 	}
-	if err := s.sweepExtractions(ctx); err != nil {
+	if err := errors.Join(s.sweepIngests(), s.sweepExtractions(ctx)); err != nil {
 		return err
 	}
 	if rebooted {

@@ -40,6 +40,8 @@ const (
 	// namespace is where all of ours is in containerd's metadata; there is no other.
 	namespace = "berth"
 	overlayfs = "overlayfs"
+	// contentDir holds blobs and downloads.
+	contentDir = "content"
 	userAgent = "berth"
 	// lockTime is how long Open waits for a daemon that is just ending.
 	lockTime = 5 * time.Second
@@ -231,7 +233,7 @@ func (s *Store) noteBoot() (rebooted bool, err error) {
 }
 
 func (s *Store) openDatabases(ctx context.Context) error {
-	blobs, err := local.NewStore(filepath.Join(s.cfg.Root, "content"))
+	blobs, err := local.NewStore(filepath.Join(s.cfg.Root, contentDir))
 	if err != nil {
 		return err
 	}
