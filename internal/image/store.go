@@ -42,7 +42,7 @@ const (
 	overlayfs = "overlayfs"
 	// contentDir holds blobs and downloads.
 	contentDir = "content"
-	userAgent = "berth"
+	userAgent  = "berth"
 	// lockTime is how long Open waits for a daemon that is just ending.
 	lockTime = 5 * time.Second
 	// maxUnpacks bounds layers that are unpacked at once: more would only wait for the same disk.
