@@ -34,6 +34,8 @@ require (
 
 require github.com/moby/profiles/seccomp v0.2.3
 
+require github.com/moby/profiles/apparmor v0.1.0
+
 require (
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
 	github.com/Microsoft/hcsshim v0.15.0-rc.4 // indirect

@@ -83,6 +83,8 @@ var doors = []door{
 	{"github.com/opencontainers/runtime-tools", nil, "its setters hide which part of a spec they touch"},
 	{"github.com/opencontainers/runtime-spec", []string{"internal/spec", "internal/nri", "internal/cdi", "internal/shim"},
 		"the OCI spec is made by spec, adjusted by nri and cdi, read by shim"},
+	{"github.com/moby/profiles/apparmor", []string{"internal/linux"}, "profiles are loaded into the kernel in one place"},
+	{"github.com/moby/profiles/seccomp", []string{"internal/spec"}, "the default profile depends on the spec's own capabilities"},
 	{"go.etcd.io/bbolt", []string{"internal/image"}, "only containerd's metadata wants it; our own records are files"},
 	{"github.com/pelletier/go-toml/v2", []string{"internal/config"}, "there is one configuration file and one reader"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/berth"}, "the command line is a client"},

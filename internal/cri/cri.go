@@ -30,6 +30,9 @@ type Handler struct {
 	RecursiveReadOnly, UserNamespaces bool
 }
 
+// Condition is a condition of the node's that Status reports beside those that the kubelet acts on. Without a Reason it is true.
+type Condition struct{ Type, Reason, Message string }
+
 // Config is what a Server must know; daemon fills it.
 type Config struct {
 	Pods   *pod.Manager
@@ -42,6 +45,8 @@ type Config struct {
 	CgroupDriver string
 	// Handlers lists the runtime handlers, the default one also under the name "".
 	Handlers func(ctx context.Context) []Handler
+	// Conditions lists what else there is to say of the node; nil: nothing.
+	Conditions func() []Condition
 	// Effective is the configuration in force, for verbose status; it holds no secrets.
 	Effective func() any
 	Log       *slog.Logger

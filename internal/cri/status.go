@@ -35,6 +35,12 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 			{Type: runtimeapi.RuntimeReady, Status: true}, network}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	if s.c.Conditions != nil {
+		for _, c := range s.c.Conditions() {
+			out.Status.Conditions = append(out.Status.Conditions,
+				&runtimeapi.RuntimeCondition{Type: c.Type, Status: c.Reason == "", Reason: c.Reason, Message: c.Message})
+		}
+	}
 	for _, h := range s.c.Handlers(ctx) {
 		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: h.Name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.UserNamespaces}})

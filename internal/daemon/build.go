@@ -77,12 +77,16 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	specs := newSpecMaker(facts, c, d.log)
+	if err := specs.loadProfile(); err != nil {
+		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
+	}
 	d.pods = pod.New(pod.Config{Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir, CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
 		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot, ExecOutputLimit: int64(c.Exec.SyncOutputLimit), ShimTimeout: shimTimeout},
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: newSpecMaker(facts, c, d.log)}, d.log)
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs}, d.log)
 	d.calls = telemetry.NewCalls()
 	d.api = cri.New(cri.Config{Pods: d.pods, Images: d.images, NetworkReady: d.network.Ready, Version: d.flags.Version, CgroupDriver: driver,
-		Handlers: d.handlers, Effective: d.effective, Log: d.log})
+		Handlers: d.handlers, Conditions: specs.conditions, Effective: d.effective, Log: d.log})
 	return nil
 }
 

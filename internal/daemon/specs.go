@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/apparmor"
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/linux/user"
 	"github.com/berth-run/berth/internal/pod"
@@ -26,6 +27,7 @@ type specMaker struct {
 	deviceOwnership bool
 	// handlers are the policies of the runtime handlers, by name.
 	handlers map[string]handlerPolicy
+	profiles profiles
 	clamped  *sync.Once
 	log      *slog.Logger
 }
@@ -37,7 +39,7 @@ type handlerPolicy struct {
 }
 
 func newSpecMaker(facts spec.Host, c *config.Config, log *slog.Logger) specMaker {
-	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, clamped: &sync.Once{}, log: log}
+	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(), clamped: &sync.Once{}, log: log}
 	for name, r := range c.Runtimes {
 		m.handlers[name] = handlerPolicy{withoutHostDevices: r.PrivilegedWithoutHostDevices}
 	}
@@ -75,6 +77,9 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	if err := m.addDevices(&in, r); err != nil {
 		return pod.ContainerSpec{}, err
 	}
+	if err := m.appArmor(&in, sc); err != nil {
+		return pod.ContainerSpec{}, err
+	}
 	m.noteClamp(r.Container.GetLinux().GetResources().GetOomScoreAdj())
 	if in.Profile, err = seccompProfile(sc.GetSeccomp()); err != nil {
 		return pod.ContainerSpec{}, err
@@ -107,7 +112,17 @@ func (m specMaker) input(r pod.SpecRequest) spec.Input {
 }
 
 func (m specMaker) Pause(r pod.SpecRequest) ([]byte, error) {
-	return json.Marshal(spec.GeneratePause(m.input(r)))
+	in := m.input(r)
+	if m.host.AppArmor {
+		if err := m.profiles.EnsureDefault(); err == nil { // an error has been logged, and Status tells it
+			in.Host.AppArmorDefault = apparmor.DefaultName
+		}
+	}
+	generated, err := spec.GeneratePause(in)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(generated)
 }
 
 func (specMaker) Exec(configJSON []byte, cmd []string, tty bool) ([]byte, error) {

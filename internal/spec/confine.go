@@ -16,7 +16,7 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 	if sc.GetPrivileged() { // CRI: AppArmor confinement is not applied
 		return "", nil
 	}
-	p, err := askedAppArmor(sc)
+	p, err := AskedAppArmor(sc)
 	if err != nil {
 		return "", err
 	}
@@ -30,13 +30,13 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 	case !host.AppArmor:
 		return "", nil
 	case host.AppArmorDefault == "" && p != nil:
-		return "", notYet(appArmorField, "the default profile")
+		return "", invalid(appArmorField, "the default profile is not loaded on this node")
 	}
 	return host.AppArmorDefault, nil
 }
 
-// askedAppArmor reads the field and, where it is not set, the deprecated one. nil: nothing is asked for.
-func askedAppArmor(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
+// AskedAppArmor reads the field and, where it is not set, the deprecated one. nil: nothing is asked for. ErrInvalid.
+func AskedAppArmor(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
 	p := sc.GetApparmor()
 	if p == nil {
 		name := sc.GetApparmorProfile() //nolint:staticcheck // deprecated, and still the only one that some clients set

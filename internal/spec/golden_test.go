@@ -142,7 +142,16 @@ func TestGolden(t *testing.T) {
 func TestGoldenPause(t *testing.T) {
 	in := ordinaryInput()
 	in.Host.OOMScoreFloor = -500
-	got, err := json.MarshalIndent(GeneratePause(in), "", "  ")
+	in.Host.AppArmorDefault = "berth-default"
+	s, err := GeneratePause(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Linux.Seccomp.DefaultAction != specs.ActErrno || !allows(s, "futex") || allows(s, "mount") {
+		t.Errorf("it is not confined by the default seccomp profile: %v", s.Linux.Seccomp.DefaultAction)
+	}
+	s.Linux.Seccomp = nil // the library's, some thousand lines
+	got, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,19 +15,20 @@ const nobody = 65535
 // pauseOOMScore: with PID 1 all of the pod's processes end, so it goes after everything but the node's own.
 const pauseOOMScore = -998
 
-// GeneratePause makes the spec of PID 1 of a pod with a shared PID namespace: the static berth-shim in an otherwise empty root.
-func GeneratePause(in Input) *specs.Spec {
+// GeneratePause makes the spec of PID 1 of a pod with a shared PID namespace: the static berth-shim in an otherwise empty root,
+// confined more than any container: the user, group, profiles and privileges of the sandbox's security context are for containers.
+func GeneratePause(in Input) (*specs.Spec, error) {
 	ns := append([]specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}}, podNamespaces(in.Paths)...)
 	if in.Host.CgroupV2 {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	md := in.Sandbox.GetMetadata()
-	return &specs.Spec{
+	s := &specs.Spec{
 		Version: ociVersion,
 		Root:    &specs.Root{Path: in.Paths.Rootfs, Readonly: true},
 		// One thread and little garbage: it only waits.
 		Process: &specs.Process{Args: []string{"/pause", "pause"}, Env: []string{"GOMAXPROCS=1", "GOGC=25"}, Cwd: "/", User: specs.User{UID: nobody, GID: nobody},
-			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, Rlimits: rlimits(in.Host), OOMScoreAdj: oomScore(pauseOOMScore, in.Host)},
+			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, ApparmorProfile: in.Host.AppArmorDefault, Rlimits: rlimits(in.Host), OOMScoreAdj: oomScore(pauseOOMScore, in.Host)},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
@@ -43,4 +44,6 @@ func GeneratePause(in Input) *specs.Spec {
 			"io.kubernetes.cri.sandbox-uid":       md.GetUid(),
 		},
 	}
+	// Whatever the pod's own profile is: that one is for the pod's programs, and this one is ours.
+	return s, applySeccomp(s, Profile{Default: true})
 }

@@ -140,7 +140,7 @@ func validUser(field string, sc *runtimeapi.LinuxContainerSecurityContext) error
 }
 
 func validConfinement(field string, sc *runtimeapi.LinuxContainerSecurityContext) error {
-	if _, err := askedAppArmor(sc); err != nil {
+	if _, err := AskedAppArmor(sc); err != nil {
 		return err
 	}
 	if sc.GetSeccomp() != nil {
