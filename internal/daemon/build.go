@@ -24,8 +24,11 @@ import (
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
-// shimTimeout bounds how long a start-up waits for one shim; all are asked at once.
-const shimTimeout = 5 * time.Second
+// shimTimeout bounds how long a start-up waits for one shim; all are asked at once. shimPatience is for those that did not answer by then.
+const (
+	shimTimeout  = 2 * time.Second
+	shimPatience = 2 * time.Minute
+)
 
 // parts are what serve is made of, in the order in which they are opened.
 type parts struct {
@@ -81,12 +84,31 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
-	d.pods = pod.New(pod.Config{Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir, CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
-		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot, ExecOutputLimit: int64(c.Exec.SyncOutputLimit), ShimTimeout: shimTimeout},
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs}, d.log)
+	d.pods = pod.New(pod.Config{
+		Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir,
+		CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
+		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot,
+		ExecOutputLimit: int64(c.Exec.SyncOutputLimit),
+		ShimTimeout:     shimTimeout, ShimPatience: shimPatience,
+	}, pod.Parts{
+		Runtime: shims{d.runtime},
+		Network: d.network,
+		Images:  d.images,
+		Host:    k,
+		Specs:   specs,
+	}, d.log)
 	d.calls = telemetry.NewCalls()
-	d.api = cri.New(cri.Config{Pods: d.pods, Images: d.images, NetworkReady: d.network.Ready, Version: d.flags.Version, CgroupDriver: driver,
-		Handlers: d.handlers, Conditions: specs.conditions, Effective: d.effective, Log: d.log})
+	d.api = cri.New(cri.Config{
+		Pods:         d.pods,
+		Images:       d.images,
+		NetworkReady: d.network.Ready,
+		Version:      d.flags.Version,
+		CgroupDriver: driver,
+		Handlers:     d.handlers,
+		Conditions:   specs.conditions,
+		Effective:    d.effective,
+		Log:          d.log,
+	})
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,6 +40,8 @@ type world struct {
 	fault fault
 	crash chan struct{}
 	ready error // of the network
+	// patience is that of the next daemon with silent shims.
+	patience time.Duration
 }
 
 // fault strikes at the n-th call into the world.
@@ -247,6 +250,8 @@ type fakeRuntime struct{ *life }
 type fakeShim struct {
 	gone  chan struct{}
 	tasks map[string]*fakeTask
+	// silent, where set, is closed when the shim answers again.
+	silent chan struct{}
 }
 
 type fakeTask struct {
@@ -370,8 +375,17 @@ func (v shimView) ExecSync(context.Context, string, runtime.ExecRequest) (runtim
 	return runtime.ExecResult{ExitCode: 3}, nil
 }
 
-func (v shimView) Info(context.Context) (runtime.Info, error) {
+func (v shimView) Info(ctx context.Context) (runtime.Info, error) {
 	v.mu.Lock()
+	if silent := v.s.silent; silent != nil {
+		v.mu.Unlock()
+		select {
+		case <-silent:
+		case <-ctx.Done():
+			return runtime.Info{}, ctx.Err()
+		}
+		v.mu.Lock()
+	}
 	defer v.mu.Unlock()
 	var info runtime.Info
 	for id, t := range v.s.tasks {
@@ -396,7 +410,7 @@ func newNode(t *testing.T, w *world, dir string) *node {
 	t.Helper()
 	l := w.start()
 	m := New(Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), NetnsDir: filepath.Join(dir, "netns"),
-		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: time.Second},
+		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: 200 * time.Millisecond, ShimPatience: cmp.Or(w.patience, time.Minute)},
 		Parts{fakeRuntime{l}, fakeNetwork{l}, fakeImages{l}, fakeHost{l}, fakeSpecs{}}, slog.New(slog.DiscardHandler))
 	if _, err := m.Recover(t.Context()); err != nil {
 		t.Fatal(err)

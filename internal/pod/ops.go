@@ -54,6 +54,18 @@ func (o *ops) do(ctx context.Context, kind string, fn func(context.Context) erro
 	}
 }
 
+// hold keeps all operations waiting until done is closed. It is for recovery, before the first request is served.
+func (o *ops) hold(kind string, done <-chan struct{}) {
+	cur, mine := o.enter(kind)
+	if !mine {
+		return
+	}
+	go func() {
+		<-done
+		o.leave(cur, nil)
+	}()
+}
+
 // enter makes the caller's operation the current one, if none is.
 func (o *ops) enter(kind string) (cur *op, mine bool) {
 	o.mu.Lock()

@@ -42,8 +42,9 @@ type Config struct {
 	Boot string
 	// ExecOutputLimit bounds each of ExecSync's stdout and stderr, in bytes.
 	ExecOutputLimit int64
-	// ShimTimeout bounds how long a start-up waits for one shim before it is given up as wedged.
-	ShimTimeout time.Duration
+	// ShimTimeout bounds how long a start-up waits for one shim; ShimPatience how long the background goes on with a shim that is alive
+	// and silent, before it counts as wedged and is killed with its pod.
+	ShimTimeout, ShimPatience time.Duration
 }
 
 // Parts are the capabilities that a Manager works with.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,6 +197,61 @@ func TestALostShimEndsThePodAndLeaksNothing(t *testing.T) {
 	if st := mustStatus(t, n, c); st.ExitCode != 137 || !strings.Contains(st.Message, "shim") {
 		t.Errorf("got %+v", st)
 	}
+	if err := n.RemoveSandbox(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	n.mustBeEmpty(t)
+}
+
+// silence makes the pod's shim answer nobody; the result ends that.
+func (n *node) silence(sandbox string) (answer func()) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	silent := make(chan struct{})
+	n.w.shims[sandbox].silent = silent
+	return sync.OnceFunc(func() { close(silent) })
+}
+
+func TestASilentShimIsWaitedForAndKeepsNobodyElseWaiting(t *testing.T) {
+	n, s, c := running(t)
+	answer := n.silence(s)
+	defer answer()
+	n = n.restart(t)
+	if st := mustStatus(t, n, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("while its shim is silent, the container is %v", st.State)
+	}
+	other := podConfig()
+	other.Metadata.Name = "other"
+	if _, err := n.RunSandbox(t.Context(), other, ""); err != nil {
+		t.Errorf("another pod: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for what, err := range map[string]error{
+		"StopContainer":  n.StopContainer(short, c, time.Second),
+		"StopPodSandbox": n.StopSandbox(short, s),
+	} {
+		if !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "recovery") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	answer()
+	task := n.theTask(s, c)
+	task.deaf = true
+	if err := n.StopContainer(t.Context(), c, 0); err != nil {
+		t.Fatal(err)
+	}
+	if st := mustStatus(t, n, c); st.ExitCode != 137 || st.Message != "" {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestAWedgedShimIsKilledWithItsPodWhenPatienceEnds(t *testing.T) {
+	n, s, c := running(t)
+	defer n.silence(s)()
+	n.w.patience = 300 * time.Millisecond
+	n = n.restart(t)
+	eventually(t, "container exited", func() bool { return mustStatus(t, n, c).State == runtimeapi.ContainerState_CONTAINER_EXITED })
 	if err := n.RemoveSandbox(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}

@@ -162,18 +162,60 @@ func (s *Sandbox) loadContainer(id string) (*Container, error) {
 	return s.newContainer(rec, &config)
 }
 
-// recoverSandbox brings one sandbox and its containers from the record to what is true now.
+// recoverSandbox brings one sandbox and its containers from the record to what is true now. A shim that does not answer in time
+// is waited for in the background, so that it neither keeps the node from serving nor loses its pod to a busy moment.
 func (m *Manager) recoverSandbox(ctx context.Context, l loadedSandbox, rep *report) {
-	s := l.Sandbox
-	tasks := map[string]*shimpb.TaskInfo{}
-	o := observed{SameBoot: l.sameBoot}
-	if l.sameBoot && s.plan.Held(stepShim) {
-		var err error
-		if tasks, err = s.reconnect(ctx); err != nil && !errors.Is(err, runtime.ErrShimGone) {
-			rep.trouble(fmt.Errorf("recover %s: %w", s, err))
-		}
-		o.ShimAlive = err == nil
+	if !l.sameBoot || !l.plan.Held(stepShim) {
+		m.settleSandbox(ctx, l, observed{SameBoot: l.sameBoot}, nil, rep)
+		return
 	}
+	tasks, err := l.reconnect(ctx, m.cfg.ShimTimeout)
+	switch {
+	case err == nil:
+		m.settleSandbox(ctx, l, observed{SameBoot: true, ShimAlive: true}, tasks, rep)
+	case errors.Is(err, runtime.ErrShimGone):
+		if err := m.parts.Runtime.KillShim(ctx, l.ID); err != nil { // a process may be left that lost its socket
+			rep.trouble(fmt.Errorf("recover %s: %w", l.Sandbox, err))
+		}
+		m.settleSandbox(ctx, l, observed{SameBoot: true}, nil, rep)
+	default:
+		rep.trouble(fmt.Errorf("recover %s: its shim does not answer and is waited for: %w", l.Sandbox, err))
+		m.awaitShim(l)
+	}
+}
+
+// awaitShim waits for a shim that is alive and silent, and ends it with its pod when its time is over. Meanwhile lists and statuses show
+// what the records say, and requests about the pod and its containers wait, because this is one of their operations.
+func (m *Manager) awaitShim(l loadedSandbox) {
+	done := make(chan struct{})
+	l.ops.hold("recovery", done)
+	for _, c := range l.containers {
+		c.ops.hold("recovery", done)
+	}
+	go func() {
+		tasks, err := l.reconnect(m.life, m.cfg.ShimPatience)
+		if err != nil && m.life.Err() == nil {
+			l.log.Error("the pod's shim does not answer and is killed with its pod", "waited", m.cfg.ShimPatience, "error", err)
+			if err := m.parts.Runtime.KillShim(m.life, l.ID); err != nil {
+				l.log.Error("kill the pod's shim", "error", err)
+			}
+		}
+		close(done)
+		if m.life.Err() != nil {
+			return // the next life looks again
+		}
+		var rep report
+		m.settleSandbox(m.life, l, observed{SameBoot: true, ShimAlive: err == nil}, tasks, &rep)
+		for _, err := range rep.SetAside {
+			l.log.Error("recover", "error", err)
+		}
+		l.log.Info("sandbox is recovered late", "shim_alive", err == nil)
+	}()
+}
+
+// settleSandbox applies what was observed.
+func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed, tasks map[string]*shimpb.TaskInfo, rep *report) {
+	s := l.Sandbox
 	v := decideSandbox(s.facts(), o)
 	switch v {
 	case lose:
@@ -245,22 +287,34 @@ func (s *Sandbox) rollBack(ctx context.Context) error {
 	return s.erase()
 }
 
-// reconnect finds the sandbox's shim and asks what it knows. A shim that does not answer in time counts as wedged and is killed:
-// one of them must not keep the node from serving.
-func (s *Sandbox) reconnect(ctx context.Context) (map[string]*shimpb.TaskInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.m.cfg.ShimTimeout)
+// reconnectPause is between two tries to reach a shim.
+const reconnectPause = 100 * time.Millisecond
+
+// reconnect finds the sandbox's shim and asks what it knows, for as long as patience lasts. runtime.ErrShimGone ends it at once.
+func (s *Sandbox) reconnect(ctx context.Context, patience time.Duration) (map[string]*shimpb.TaskInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	shim, err := s.m.parts.Runtime.ConnectShim(ctx, s.ID)
-	var info runtime.Info
-	if err == nil {
-		if info, err = shim.Info(ctx); err != nil {
-			shim.Close()
+	for {
+		tasks, err := s.askShim(ctx)
+		if err == nil || errors.Is(err, runtime.ErrShimGone) {
+			return tasks, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(reconnectPause):
 		}
 	}
+}
+
+func (s *Sandbox) askShim(ctx context.Context) (map[string]*shimpb.TaskInfo, error) {
+	shim, err := s.m.parts.Runtime.ConnectShim(ctx, s.ID)
 	if err != nil {
-		if kerr := s.m.parts.Runtime.KillShim(context.WithoutCancel(ctx), s.ID); kerr != nil {
-			err = errors.Join(err, kerr)
-		}
+		return nil, err
+	}
+	info, err := shim.Info(ctx)
+	if err != nil {
+		shim.Close()
 		return nil, err
 	}
 	s.swapShim(shim)

@@ -109,7 +109,7 @@ func TestThePodOfAKilledShimIsReportedAndCleaned(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			killShim(t, k, p)
+			signalShim(t, k, p, syscall.SIGKILL)
 			if daemonDown {
 				if err := k.D.Launch(k.Ctx()); err != nil {
 					t.Fatal(err)
@@ -133,7 +133,8 @@ func TestThePodOfAKilledShimIsReportedAndCleaned(t *testing.T) {
 	}
 }
 
-func killShim(t *testing.T, k *kubelet.Kubelet, p *kubelet.Pod) {
+// signalShim sends a signal to the pod's shim.
+func signalShim(t *testing.T, k *kubelet.Kubelet, p *kubelet.Pod, sig syscall.Signal) {
 	t.Helper()
 	all, err := k.D.Scope().Processes()
 	if err != nil {
@@ -141,13 +142,31 @@ func killShim(t *testing.T, k *kubelet.Kubelet, p *kubelet.Pod) {
 	}
 	for _, proc := range all {
 		if strings.Contains(proc.Command, "berth-shim serve") && strings.Contains(proc.Command, p.ID) {
-			if err := syscall.Kill(proc.PID, syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(proc.PID, sig); err != nil {
 				t.Fatal(err)
 			}
 			return
 		}
 	}
 	t.Fatalf("no shim of pod %s among %v", p.ID, all)
+}
+
+func TestAShimThatDoesNotAnswerAtStartUpKeepsItsPod(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	p := k.RunPod(k.PodConfig("silent"))
+	c := p.Start(k.Forever("main"))
+	signalShim(t, k, p, syscall.SIGSTOP)
+	if err := k.D.Restart(k.Ctx()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "container", c.Status().State, cri.ContainerState_CONTAINER_RUNNING)
+	k.RunPod(k.PodConfig("other")).Start(k.Forever("main")).Exec("true")
+	signalShim(t, k, p, syscall.SIGCONT)
+	c.Stop(0) // waits for the shim
+	equal(t, "exit code", c.Status().ExitCode, 137)
+	equal(t, "exec", p.Start(k.Forever("next")).Exec("echo fine"), "fine")
 }
 
 func TestARebootEndsAllPodsAndLeaksNothing(t *testing.T) {
