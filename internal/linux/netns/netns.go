@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netns makes the namespaces of a pod sandbox (network, IPC, UTS) in process and keeps them alive by bind
+// Package netns makes the namespaces of a pod sandbox (network, IPC, UTS, user) in process and keeps them alive by bind
 // mounts, so that no pause process is needed; it also runs functions inside a pinned network namespace. For pod
 // and daemon (making and removing them), network and stats (looking inside), stream (port-forward).
 package netns
@@ -13,20 +13,23 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/linux/userns"
 )
 
 // Kind names a namespace as /proc/<pid>/ns does.
 type Kind string
 
-// The namespaces that a sandbox may have of its own. A PID namespace needs a process and a user namespace needs
-// one too; those belong to the shim.
+// The namespaces that a sandbox may have of its own. A PID namespace needs a process that stays: that is the shim's.
 const (
-	Net Kind = "net"
-	IPC Kind = "ipc"
-	UTS Kind = "uts"
+	Net  Kind = "net"
+	IPC  Kind = "ipc"
+	UTS  Kind = "uts"
+	User Kind = "user"
 )
 
 var cloneFlags = map[Kind]int{Net: unix.CLONE_NEWNET, IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS}
@@ -40,6 +43,8 @@ type Request struct {
 	Pins map[Kind]string
 	// Hostname and Domainname need a UTS namespace; empty leaves what the host has.
 	Hostname, Domainname string
+	// Mapping is the user namespace's, which then owns all others. It comes with a pin of kind User.
+	Mapping *userns.Mapping
 	// Sysctls are checked by ValidateSysctls. Those of a network interface that CNI has yet to make
 	// (DeferredSysctls) are left out here and set by SetSysctls after CNI.
 	Sysctls map[string]string
@@ -52,11 +57,52 @@ func Create(r Request) error {
 		return err
 	}
 	var pinned []string
-	err := onThread(func() (bool, error) {
-		return false, r.build(&pinned)
-	})
+	err := r.create(&pinned)
 	if err != nil {
 		return errors.Join(err, Remove(pinned...))
+	}
+	return nil
+}
+
+// create makes the namespaces by a thread that leaves the daemon's, or, for a user namespace, by a process that is born in it.
+func (r Request) create(pinned *[]string) error {
+	flags := 0
+	for kind := range r.Pins {
+		flags |= cloneFlags[kind]
+	}
+	if r.Mapping == nil {
+		return onThread(func() (bool, error) {
+			if err := unix.Unshare(flags); err != nil {
+				return true, fmt.Errorf("unshare namespaces: %w", err)
+			}
+			return false, r.build("/proc/thread-self/ns/", pinned)
+		})
+	}
+	return userns.With(*r.Mapping, uintptr(flags), func(pid int) error {
+		from := "/proc/" + strconv.Itoa(pid) + "/ns/"
+		return onThread(func() (bool, error) {
+			if err := r.enter(from); err != nil {
+				return false, err
+			}
+			return false, r.build(from, pinned)
+		})
+	})
+}
+
+// enter takes the thread into the new namespaces but the user namespace: the daemon's root may do all in them that their own root may.
+func (r Request) enter(from string) error {
+	for kind := range r.Pins {
+		if kind == User {
+			continue
+		}
+		fd, err := unix.Open(from+string(kind), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, cloneFlags[kind])
+			unix.Close(fd)
+		}
+		if err != nil {
+			return fmt.Errorf("enter new %s namespace: %w", kind, err)
+		}
 	}
 	return nil
 }
@@ -66,12 +112,15 @@ func (r Request) validate() error {
 		return errors.New("create namespaces: none was asked for")
 	}
 	for kind, path := range r.Pins {
-		if cloneFlags[kind] == 0 {
+		if cloneFlags[kind] == 0 && kind != User {
 			return fmt.Errorf("create namespaces: unknown kind %q", kind)
 		}
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("create %s namespace: pin %q is not an absolute path", kind, path)
 		}
+	}
+	if _, pin := r.Pins[User]; pin != (r.Mapping != nil) {
+		return errors.New("create namespaces: a user namespace wants a pin and a mapping")
 	}
 	_, net := r.Pins[Net]
 	_, ipc := r.Pins[IPC]
@@ -82,16 +131,10 @@ func (r Request) validate() error {
 	return ValidateSysctls(r.Sysctls, net, ipc, uts)
 }
 
-// build runs on a thread that ends afterwards: the pins alone keep what it made.
-func (r Request) build(pinned *[]string) error {
-	flags := 0
-	for kind := range r.Pins {
-		flags |= cloneFlags[kind]
-	}
-	if err := unix.Unshare(flags); err != nil {
-		return fmt.Errorf("unshare namespaces: %w", err)
-	}
-	if flags&unix.CLONE_NEWNET != 0 {
+// build sets the namespaces up and pins them, which are those of the folder from. It runs in them on a thread that ends afterwards: the pins
+// alone keep what it made.
+func (r Request) build(from string, pinned *[]string) error {
+	if _, ok := r.Pins[Net]; ok {
 		if err := loopbackUp(); err != nil {
 			return err
 		}
@@ -110,7 +153,7 @@ func (r Request) build(pinned *[]string) error {
 	for name := range DeferredSysctls(r.Sysctls) {
 		delete(now, name)
 	}
-	if err := writeSysctls(now); err != nil {
+	if err := r.setSysctls(now); err != nil {
 		return err
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Pins)) {
@@ -119,9 +162,40 @@ func (r Request) build(pinned *[]string) error {
 			return fmt.Errorf("pin %s namespace: %w", kind, err)
 		}
 		*pinned = append(*pinned, path)
-		if err := unix.Mount("/proc/thread-self/ns/"+string(kind), path, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(from+string(kind), path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("pin %s namespace: mount on %s: %w", kind, path, err)
 		}
+	}
+	return nil
+}
+
+// setSysctls writes those of IPC as the root of the user namespace: they may be written by that user only, whatever capabilities another has.
+func (r Request) setSysctls(all map[string]string) error {
+	if r.Mapping == nil {
+		return writeSysctls(all)
+	}
+	ipc, others := map[string]string{}, map[string]string{}
+	for name, value := range all {
+		if kind, _ := sysctlKind(name); kind == IPC {
+			ipc[name] = value
+		} else {
+			others[name] = value
+		}
+	}
+	if err := writeSysctls(others); err != nil || len(ipc) == 0 {
+		return err
+	}
+	if err := setThreadUser(r.Mapping.UIDs.Host); err != nil {
+		return err
+	}
+	return errors.Join(writeSysctls(ipc), setThreadUser(0))
+}
+
+// setThreadUser changes the effective user of the calling thread alone: package syscall would do it to all.
+func setThreadUser(uid uint32) error {
+	const keep = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(uid), keep); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
 	}
 	return nil
 }
