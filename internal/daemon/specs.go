@@ -50,6 +50,9 @@ func (specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if err := spec.ValidateSandbox(c); err != nil {
 		return err
 	}
+	if spec.UserNamespaceOf(c) != nil {
+		return fmt.Errorf("user namespaces: %w", spec.ErrNotYet)
+	}
 	ns := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	own := func(m runtimeapi.NamespaceMode) bool { return m != runtimeapi.NamespaceMode_NODE }
 	if err := netns.ValidateSysctls(c.GetLinux().GetSysctls(), own(ns.GetNetwork()), own(ns.GetIpc()), own(ns.GetNetwork())); err != nil {
@@ -69,10 +72,10 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	if err != nil {
 		return pod.ContainerSpec{}, fmt.Errorf("user: %w: %w", pod.ErrInvalid, err)
 	}
-	if err := checkMounts(r.Container.GetMounts()); err != nil {
+	in := m.input(r)
+	if in.Sources, err = mountSources(r.Container.GetMounts()); err != nil {
 		return pod.ContainerSpec{}, err
 	}
-	in := m.input(r)
 	in.User = spec.User{UID: u.UID, GID: u.GID, Groups: u.Groups, Home: u.Home}
 	if err := m.addDevices(&in, r); err != nil {
 		return pod.ContainerSpec{}, err
@@ -159,15 +162,4 @@ func userRequest(sc *runtimeapi.LinuxContainerSecurityContext, im image.Image) u
 		r.GID = &v.Value
 	}
 	return r
-}
-
-// checkMounts names what cannot be mounted. A host path that is missing is an error (CRI: Mount.host_path): a folder made in its
-// place would hide the mistake.
-func checkMounts(mounts []*runtimeapi.Mount) error {
-	for i, m := range mounts {
-		if _, err := os.Stat(m.GetHostPath()); err != nil {
-			return fmt.Errorf("mounts[%d] %s: host_path: %w: %w", i, m.GetContainerPath(), pod.ErrInvalid, err)
-		}
-	}
-	return nil
 }

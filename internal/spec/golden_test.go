@@ -28,6 +28,8 @@ type request struct {
 	Host               *Host
 	Devices            []Device
 	WithoutHostDevices bool
+	Sources            []MountSource
+	Volumes            []Volume
 }
 
 func ordinaryHost() Host {
@@ -89,6 +91,10 @@ func fill(in *Input, data []byte) error {
 		in.Container = &container
 	}
 	in.Devices, in.WithoutHostDevices = r.Devices, r.WithoutHostDevices
+	in.Devices, in.Sources, in.Volumes = r.Devices, r.Sources, r.Volumes
+	if in.UserNS = UserNamespaceOf(in.Sandbox); in.UserNS != nil {
+		in.Paths.UserNS = "/run/berth/pods/s1/ns/user"
+	}
 	return nil
 }
 
@@ -143,6 +149,13 @@ func TestGoldenPause(t *testing.T) {
 	in := ordinaryInput()
 	in.Host.OOMScoreFloor = -500
 	in.Host.AppArmorDefault = "berth-default"
+	comparePause(t, in, "testdata/pause.spec.json")
+	in.UserNS, in.Paths.UserNS = &UserNamespace{IDRange{65536, 4096}, IDRange{65536, 4096}}, "/run/berth/pods/s1/ns/user"
+	comparePause(t, in, "testdata/pause-user-namespace.spec.json")
+}
+
+func comparePause(t *testing.T, in Input, file string) {
+	t.Helper()
 	s, err := GeneratePause(in)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +168,7 @@ func TestGoldenPause(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	compare(t, "testdata/pause.spec.json", append(got, '\n'))
+	compare(t, file, append(got, '\n'))
 }
 
 func compare(t *testing.T, file string, got []byte) {

@@ -11,7 +11,7 @@ import (
 )
 
 // Paths that no container needs and that tell or change something of the host; what the kubelet sends replaces them. Two empty lists
-// are a client that does not know them: procMount Unmasked, which looks the same, is for pods with a user namespace only.
+// are procMount Unmasked in a pod with a user namespace, the only one that may have it; elsewhere, a client that does not know them.
 var (
 	maskedPaths = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}
@@ -35,7 +35,7 @@ func linuxSection(in Input) (*specs.Linux, error) {
 		Resources: resources(asked)}
 	if !sc.GetPrivileged() {
 		l.MaskedPaths, l.ReadonlyPaths = slices.Clone(sc.GetMaskedPaths()), slices.Clone(sc.GetReadonlyPaths())
-		if l.MaskedPaths == nil && l.ReadonlyPaths == nil {
+		if len(l.MaskedPaths)+len(l.ReadonlyPaths) == 0 && in.UserNS == nil {
 			l.MaskedPaths, l.ReadonlyPaths = slices.Clone(maskedPaths), slices.Clone(readonlyPaths)
 		}
 	}
@@ -87,7 +87,7 @@ func namespaces(in Input) ([]specs.LinuxNamespace, error) {
 	case mode == runtimeapi.NamespaceMode_CONTAINER:
 		return append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace}), nil
 	case in.Paths.PIDNS == "" && mode == runtimeapi.NamespaceMode_TARGET:
-		return nil, invalid("linux.security_context.namespace_options.target_id", "container %q is not a running one of this pod", options.GetTargetId())
+		return nil, invalid("linux.security_context.namespace_options.target_id", "container %q is not one of this pod", options.GetTargetId())
 	case in.Paths.PIDNS == "":
 		return nil, invalid("linux.security_context.namespace_options.pid", "is %s, but the pod's own is %s: there is none to share", mode, podPID(in.Sandbox))
 	}
@@ -98,7 +98,7 @@ func namespaces(in Input) ([]specs.LinuxNamespace, error) {
 func podNamespaces(p Paths) []specs.LinuxNamespace {
 	var ns []specs.LinuxNamespace
 	for _, n := range []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: p.NetNS}, {Type: specs.IPCNamespace, Path: p.IPCNS},
-		{Type: specs.UTSNamespace, Path: p.UTSNS}} {
+		{Type: specs.UTSNamespace, Path: p.UTSNS}, {Type: specs.UserNamespace, Path: p.UserNS}} {
 		if n.Path != "" {
 			ns = append(ns, n)
 		}

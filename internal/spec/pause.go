@@ -22,12 +22,16 @@ func GeneratePause(in Input) (*specs.Spec, error) {
 	if in.Host.CgroupV2 {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
+	user := specs.User{UID: nobody, GID: nobody}
+	if in.UserNS != nil { // its root is nobody on the host, so any of its users will do
+		user = specs.User{UID: min(nobody, in.UserNS.UIDs.Size-1), GID: min(nobody, in.UserNS.GIDs.Size-1)}
+	}
 	md := in.Sandbox.GetMetadata()
 	s := &specs.Spec{
 		Version: ociVersion,
 		Root:    &specs.Root{Path: in.Paths.Rootfs, Readonly: true},
 		// One thread and little garbage: it only waits.
-		Process: &specs.Process{Args: []string{"/pause", "pause"}, Env: []string{"GOMAXPROCS=1", "GOGC=25"}, Cwd: "/", User: specs.User{UID: nobody, GID: nobody},
+		Process: &specs.Process{Args: []string{"/pause", "pause"}, Env: []string{"GOMAXPROCS=1", "GOGC=25"}, Cwd: "/", User: user,
 			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, ApparmorProfile: in.Host.AppArmorDefault, Rlimits: rlimits(in.Host), OOMScoreAdj: oomScore(pauseOOMScore, in.Host)},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},

@@ -40,6 +40,12 @@ type Input struct {
 	Devices, HostDevices []Device
 	// WithoutHostDevices: a privileged container gets neither HostDevices nor leave to use other devices than Devices.
 	WithoutHostDevices bool
+	// Sources are what Container.Mounts name on this host, in their order.
+	Sources []MountSource
+	// Volumes are the anonymous volumes that the image asks for.
+	Volumes []Volume
+	// UserNS is the pod's user namespace, at Paths.UserNS; nil: the host's.
+	UserNS *UserNamespace
 }
 
 // ImageConfig is what counts of an image's configuration.
@@ -59,9 +65,9 @@ type User struct {
 // Paths are those on the host that a spec refers to. An empty namespace path is the host's namespace; PIDNS is read only where the
 // container shares one.
 type Paths struct {
-	Rootfs, NetNS, IPCNS, UTSNS, PIDNS string
-	ResolvConf, Hostname, Shm          string
-	PauseBinary                        string
+	Rootfs, NetNS, IPCNS, UTSNS, PIDNS, UserNS string
+	ResolvConf, Hostname, Shm                  string
+	PauseBinary                                string
 }
 
 // Host is what the node allows.
@@ -97,6 +103,9 @@ type Device struct {
 // Generate makes the OCI spec. Errors: ErrInvalid, ErrNotYet.
 func Generate(in Input) (*specs.Spec, error) {
 	if err := ValidateContainer(in.Container, in.Sandbox); err != nil {
+		return nil, err
+	}
+	if err := checkMapped(in.User, in.UserNS); err != nil {
 		return nil, err
 	}
 	process, err := process(in)

@@ -135,8 +135,5 @@ func validNamespaces(field string, o *runtimeapi.NamespaceOption) error {
 			return invalid(field+"."+n.name, "is %s, can be POD or NODE", n.mode)
 		}
 	}
-	if u := o.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
-		return notYet(field+".userns_options", "user namespaces")
-	}
-	return nil
+	return validUserns(field, o)
 }

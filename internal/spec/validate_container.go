@@ -39,7 +39,7 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSan
 			return err
 		}
 	}
-	if _, err := criMounts(c.GetMounts()); err != nil {
+	if _, err := criMounts(c.GetMounts(), nil); err != nil {
 		return err
 	}
 	if err := validDevices(c.GetDevices()); err != nil {
@@ -166,6 +166,8 @@ func validSharing(field string, o, pod *runtimeapi.NamespaceOption) error {
 		return invalid(field+".ipc", "is NODE, but the sandbox's is %s", pod.GetIpc())
 	case o.GetPid() == runtimeapi.NamespaceMode_TARGET && o.GetTargetId() == "":
 		return invalid(field+".target_id", "is empty, pid TARGET wants one")
+	case o.GetPid() != runtimeapi.NamespaceMode_TARGET && o.GetTargetId() != "":
+		return invalid(field+".target_id", "is set, but pid is %s", o.GetPid())
 	}
-	return nil
+	return sameUserns(field, o, pod)
 }

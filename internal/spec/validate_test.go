@@ -15,6 +15,11 @@ func sandboxSecurity(c *runtimeapi.PodSandboxConfig) *runtimeapi.LinuxSandboxSec
 	return c.Linux.SecurityContext
 }
 
+func userns(host, length uint32) *runtimeapi.UserNamespace {
+	mapping := func() []*runtimeapi.IDMapping { return []*runtimeapi.IDMapping{{HostId: host, Length: length}} }
+	return &runtimeapi.UserNamespace{Uids: mapping(), Gids: mapping()}
+}
+
 func TestBadSandboxes(t *testing.T) {
 	type sandbox = runtimeapi.PodSandboxConfig
 	for field, c := range map[string]struct {
@@ -40,8 +45,36 @@ func TestBadSandboxes(t *testing.T) {
 		"namespace_options.pid: mode 9":          {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.Pid = 9 }, ErrInvalid},
 		"namespace_options.pid: TARGET":          {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET }, ErrInvalid},
 		"namespace_options.network: is CONTAINE": {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.Network = runtimeapi.NamespaceMode_CONTAINER }, ErrInvalid},
-		"namespace_options.userns_options":       {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{} }, ErrNotYet},
-		"security_context.run_as_group":          {func(c *sandbox) { sandboxSecurity(c).RunAsGroup = &runtimeapi.Int64Value{} }, ErrInvalid},
+		"userns_options.uids: there are 0":       {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{} }, ErrInvalid},
+		"userns_options.mode: is TARGET": {func(c *sandbox) {
+			sandboxSecurity(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_TARGET}
+		}, ErrInvalid},
+		"userns_options: mode NODE takes no": {func(c *sandbox) {
+			u := userns(65536, 65536)
+			u.Mode = runtimeapi.NamespaceMode_NODE
+			sandboxSecurity(c).NamespaceOptions.UsernsOptions = u
+		}, ErrInvalid},
+		"userns_options: a pod with a user namespace cannot share the host's PID": {func(c *sandbox) {
+			sandboxSecurity(c).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE, UsernsOptions: userns(65536, 65536)}
+		}, ErrInvalid},
+		"userns_options: a pod with a user namespace cannot share the host's IPC": {func(c *sandbox) {
+			sandboxSecurity(c).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: runtimeapi.NamespaceMode_NODE, UsernsOptions: userns(65536, 65536)}
+		}, ErrInvalid},
+		"userns_options.uids: is empty": {func(c *sandbox) { sandboxSecurity(c).NamespaceOptions.UsernsOptions = userns(65536, 0) }, ErrInvalid},
+		"userns_options.uids: 2 IDs from 4294967294 of the host": {func(c *sandbox) {
+			sandboxSecurity(c).NamespaceOptions.UsernsOptions = userns(4294967294, 2)
+		}, ErrInvalid},
+		"userns_options.gids: there are 2": {func(c *sandbox) {
+			u := userns(65536, 65536)
+			u.Gids = append(u.Gids, &runtimeapi.IDMapping{HostId: 1, ContainerId: 65536, Length: 1})
+			sandboxSecurity(c).NamespaceOptions.UsernsOptions = u
+		}, ErrInvalid},
+		"userns_options.gids: begins at ID 1": {func(c *sandbox) {
+			u := userns(65536, 65536)
+			u.Gids[0].ContainerId = 1
+			sandboxSecurity(c).NamespaceOptions.UsernsOptions = u
+		}, ErrInvalid},
+		"security_context.run_as_group": {func(c *sandbox) { sandboxSecurity(c).RunAsGroup = &runtimeapi.Int64Value{} }, ErrInvalid},
 		"security_context.seccomp.localhost_ref": {func(c *sandbox) {
 			sandboxSecurity(c).Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
 		}, ErrInvalid},
@@ -69,6 +102,11 @@ func TestBadContainers(t *testing.T) {
 	}
 	mount := func(m *runtimeapi.Mount) func(*container) {
 		return func(c *container) { c.Mounts = []*runtimeapi.Mount{m} }
+	}
+	imageMount := func(spoil func(*runtimeapi.Mount)) func(*container) {
+		m := &runtimeapi.Mount{ContainerPath: "/c", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "i"}}
+		spoil(m)
+		return mount(m)
 	}
 	device := func(d *runtimeapi.Device) func(*container) {
 		return func(c *container) { c.Devices = []*runtimeapi.Device{d} }
@@ -108,9 +146,20 @@ func TestBadContainers(t *testing.T) {
 		{"mounts[0].propagation", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", Propagation: 7}), ErrInvalid},
 		{"mounts[0].recursive_read_only", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", RecursiveReadOnly: true}), ErrInvalid},
 		{"mounts[0].recursive_read_only", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", Readonly: true, RecursiveReadOnly: true, Propagation: 1}), ErrInvalid},
-		{"mounts[0]: mount_options", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", MountOptions: []string{"noexec"}}), ErrNotYet},
+		{"mounts[0].mount_options[1]", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", MountOptions: []string{"noexec", "exec"}}), ErrInvalid},
+		{"mounts[0].mount_options[0]", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", MountOptions: []string{"rw"}}), ErrInvalid},
+		{"mounts[0].mount_options[0]", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", MountOptions: []string{"rshared"}}), ErrInvalid},
+		{"mounts[0].readonly", imageMount(func(m *runtimeapi.Mount) { m.Readonly = false }), ErrInvalid},
+		{"mounts[0].image.image", imageMount(func(m *runtimeapi.Mount) { m.Image.Image = "" }), ErrInvalid},
+		{"mounts[0]: host_path and image", imageMount(func(m *runtimeapi.Mount) { m.HostPath = "/h" }), ErrInvalid},
+		{"mounts[0].propagation", imageMount(func(m *runtimeapi.Mount) { m.Propagation = 1 }), ErrInvalid},
+		{"mounts[0].image_sub_path", imageMount(func(m *runtimeapi.Mount) { m.ImageSubPath = "a/../../etc" }), ErrInvalid},
+		{"mounts[0].image_sub_path", imageMount(func(m *runtimeapi.Mount) { m.ImageSubPath = "/etc" }), ErrInvalid},
+		{"mounts[0]: has 1 uidMappings", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c",
+			UidMappings: []*runtimeapi.IDMapping{{Length: 1}}}), ErrInvalid},
+		{"mounts[0].gidMappings[0]", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c",
+			UidMappings: []*runtimeapi.IDMapping{{Length: 1}}, GidMappings: []*runtimeapi.IDMapping{{HostId: 7}}}), ErrInvalid},
 		{"mounts[0].image_sub_path", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", ImageSubPath: "x"}), ErrInvalid},
-		{"mounts[0]: host_path and image", mount(&runtimeapi.Mount{HostPath: "/h", ContainerPath: "/c", Image: &runtimeapi.ImageSpec{Image: "i"}}), ErrInvalid},
 		{"devices[0].host_path", device(&runtimeapi.Device{HostPath: "null", ContainerPath: "/dev/x", Permissions: "r"}), ErrInvalid},
 		{"devices[0].container_path", device(&runtimeapi.Device{HostPath: "/dev/null", Permissions: "r"}), ErrInvalid},
 		{"devices[0].permissions", device(&runtimeapi.Device{HostPath: "/dev/null", ContainerPath: "/dev/x", Permissions: "rx"}), ErrInvalid},
@@ -129,6 +178,10 @@ func TestBadContainers(t *testing.T) {
 		{"namespace_options.network", security(func(s sc) { s.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE }), ErrInvalid},
 		{"namespace_options.ipc", security(func(s sc) { s.NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE }), ErrInvalid},
 		{"namespace_options.target_id", security(func(s sc) { s.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET }), ErrInvalid},
+		{"namespace_options.target_id", security(func(s sc) { s.NamespaceOptions.TargetId = "c2" }), ErrInvalid},
+		{"userns_options: a user namespace of the pod, but the sandbox has the host's", security(func(s sc) {
+			s.NamespaceOptions.UsernsOptions = userns(65536, 65536)
+		}), ErrInvalid},
 	} {
 		in := ordinaryInput()
 		if err := ValidateContainer(in.Container, in.Sandbox); err != nil {

@@ -54,6 +54,11 @@ func (t *Tree) Hardlink(path, to string) {
 	*t = append(*t, Entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: path, Linkname: to, Mode: 0o755}})
 }
 
+// Symlink adds a symbolic link.
+func (t *Tree) Symlink(path, to string) {
+	*t = append(*t, Entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: path, Linkname: to, Mode: 0o777}})
+}
+
 func (t Tree) tar() ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/spec"
+)
+
+// mountSources looks at what the mounts of a container are made from. A host path that is missing is an error (CRI: Mount.host_path): a folder made
+// in its place would hide the mistake.
+func mountSources(mounts []*runtimeapi.Mount) ([]spec.MountSource, error) {
+	var all []spec.MountSource
+	for i, m := range mounts {
+		field := fmt.Sprintf("mounts[%d] %s", i, m.GetContainerPath())
+		if m.GetImage() != nil {
+			return nil, fmt.Errorf("%s: image volumes: %w", field, spec.ErrNotYet)
+		}
+		source, err := hostSource(m)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+		all = append(all, source)
+	}
+	return all, nil
+}
+
+func hostSource(m *runtimeapi.Mount) (spec.MountSource, error) {
+	source, err := mount.OpenSource(m.GetHostPath())
+	if err != nil {
+		return spec.MountSource{}, fmt.Errorf("host_path: %w: %w", pod.ErrInvalid, err)
+	}
+	defer source.Close()
+	flags, err := source.Flags()
+	if err != nil {
+		return spec.MountSource{}, fmt.Errorf("host_path: %w", err)
+	}
+	return spec.MountSource{Flags: flags}, checkPropagation(m, source)
+}
+
+// checkPropagation: what is mounted by one side reaches the other only where the source's mount takes part. The kernel would not complain, and the
+// container would wait for a mount that never comes.
+func checkPropagation(m *runtimeapi.Mount, source *mount.Source) error {
+	wanted := m.GetPropagation()
+	if wanted == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+		return nil
+	}
+	point, shared, slave, err := source.Propagation()
+	switch {
+	case err != nil:
+		return fmt.Errorf("propagation: %w", err)
+	case shared, slave && wanted == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: // a slave hears of its master's mounts, and tells none
+		return nil
+	case wanted == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return fmt.Errorf("propagation is %s, but %s is on the mount %s, which is not shared; make it so (mount --make-rshared %[3]s): %w", wanted,
+			m.GetHostPath(), point, pod.ErrInvalid)
+	}
+	return fmt.Errorf("propagation is %s, but %s is on the mount %s, which is neither shared nor a slave; make it shared (mount --make-rshared %[3]s): %w",
+		wanted, m.GetHostPath(), point, pod.ErrInvalid)
+}
