@@ -45,13 +45,7 @@ type parts struct {
 // open builds all parts. What it has opened when one fails is closed by close.
 func (d *daemon) open(ctx context.Context) error {
 	c := d.cfg
-	for _, dir := range []string{c.Root, c.State} {
-		if err := closeFolder(dir); err != nil {
-			return fmt.Errorf("folder %s: %w", dir, err)
-		}
-	}
-	var err error
-	if d.lock, err = lockRoot(c.Root); err != nil {
+	if err := d.openFolders(); err != nil {
 		return err
 	}
 	shim, err := sibling(c.Shim.Path, "berth-shim")
@@ -110,6 +104,17 @@ func (d *daemon) open(ctx context.Context) error {
 		Log:          d.log,
 	})
 	return nil
+}
+
+// openFolders makes the daemon's folders and locks them against a second one.
+func (d *daemon) openFolders() (err error) {
+	for _, dir := range []string{d.cfg.Root, d.cfg.State} {
+		if err := closeFolder(dir); err != nil {
+			return fmt.Errorf("folder %s: %w", dir, err)
+		}
+	}
+	d.lock, err = lockRoot(d.cfg.Root)
+	return err
 }
 
 // close gives back what open took, in reverse. Pods are not among it.
