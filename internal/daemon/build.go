@@ -78,21 +78,32 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
-	d.pods = pod.New(pod.Config{
-		Root: c.Root, State: c.State, NetnsDir: c.Network.NetnsDir,
-		CgroupDriver: driver, CgroupParent: c.Cgroup.Parent,
-		DefaultHandler: c.DefaultRuntime, PauseBinary: shim, Boot: boot,
-		ExecOutputLimit: int64(c.Exec.SyncOutputLimit),
-		ShimTimeout:     shimTimeout, ShimPatience: shimPatience,
-	}, pod.Parts{
-		Runtime: shims{d.runtime},
-		Network: d.network,
-		Images:  d.images,
-		Host:    k,
-		Specs:   specs,
-	}, d.log)
+	d.pods = pod.New(d.podConfig(shim, driver, boot),
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs}, d.log)
 	d.calls = telemetry.NewCalls()
-	d.api = cri.New(cri.Config{
+	d.api = cri.New(d.apiConfig(driver, specs))
+	return nil
+}
+
+func (d *daemon) podConfig(shim, driver, boot string) pod.Config {
+	c := d.cfg
+	return pod.Config{
+		Root:            c.Root,
+		State:           c.State,
+		NetnsDir:        c.Network.NetnsDir,
+		CgroupDriver:    driver,
+		CgroupParent:    c.Cgroup.Parent,
+		DefaultHandler:  c.DefaultRuntime,
+		PauseBinary:     shim,
+		Boot:            boot,
+		ExecOutputLimit: int64(c.Exec.SyncOutputLimit),
+		ShimTimeout:     shimTimeout,
+		ShimPatience:    shimPatience,
+	}
+}
+
+func (d *daemon) apiConfig(driver string, specs specMaker) cri.Config {
+	return cri.Config{
 		Pods:         d.pods,
 		Images:       d.images,
 		NetworkReady: d.network.Ready,
@@ -102,8 +113,7 @@ func (d *daemon) open(ctx context.Context) error {
 		Conditions:   specs.conditions,
 		Effective:    d.effective,
 		Log:          d.log,
-	})
-	return nil
+	}
 }
 
 // openFolders makes the daemon's folders and locks them against a second one.
