@@ -82,6 +82,11 @@ func (r *Runtime) killLeftOver(ctx context.Context, handler, id, bundle string) 
 		args = append(args, "--systemd-cgroup")
 	}
 	_, err = runTool(ctx, h.Path, append(args, "delete", "--force", id)...)
+	if err != nil && h.Native && errors.Join(problems...) == nil {
+		// A runtime that is broken or gone must not keep the pod: what makes a native runtime's container is gone but for its folder.
+		r.log.Error("the OCI runtime does not delete a container; it is taken away without it", "container", id, "error", err)
+		err = os.RemoveAll(filepath.Join(h.Root, id))
+	}
 	problems = append(problems, err)
 	if err == nil && group != "" && !h.SystemdCgroup {
 		// A start that was cut off before the OCI runtime saved its state leaves cgroups that it knows nothing of.

@@ -325,7 +325,31 @@ func (t *task) deleteContainer() error {
 	if t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", t.id}}) == nil {
 		return nil
 	}
-	return t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", "--force", t.id}})
+	err := t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", "--force", t.id}})
+	if err == nil || !t.options.Native {
+		return err
+	}
+	if own := t.forget(); own != nil {
+		return errors.Join(err, own)
+	}
+	t.slog.Error("the OCI runtime does not delete the container; it was taken away without it", "container", t.id, "err", err)
+	return nil
+}
+
+// forget does what the runtime's delete does, for a runtime that is broken or gone: a pod must be removable even then. A
+// native runtime's container is its processes, its cgroups and a folder named for it.
+func (t *task) forget() error {
+	group, err := findCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup, 0)
+	if err != nil {
+		return err
+	}
+	if err := group.killAll(killLimit); err != nil {
+		return err
+	}
+	if err := removeCgroups(specCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup)); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(t.options.RuntimeRoot, t.id))
 }
 
 // kill signals the init, or every process of the container.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -399,6 +400,32 @@ esac`)
 		t.Fatal(err)
 	}
 	p.Remove()
+}
+
+func TestAPodIsRemovedThoughItsOCIRuntimeIsBroken(t *testing.T) {
+	for _, shimGone := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shim gone %v", shimGone), func(t *testing.T) {
+			t.Parallel()
+			berthOnly(t)
+			bin, err := daemon.BinDir()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := script(t, "runc", fmt.Sprintf(`[ -e $0.gone ] && { echo "no such file" >&2; exit 127; }; exec %s "$@"`, filepath.Join(bin, "runc")))
+			k := node(t, daemon.Spec{OCIRuntime: filepath.Join(dir, "runc")})
+			p := k.RunPod(k.PodConfig("orphan"))
+			p.Start(k.Forever("main"))
+			p.Create(k.Forever("never-started"))
+			if err := os.WriteFile(filepath.Join(dir, "runc.gone"), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if shimGone {
+				signalShim(t, k, p, syscall.SIGKILL)
+			}
+			p.Stop()
+			p.Remove()
+		})
+	}
 }
 
 func TestAnOCIRuntimeThatFailsIsQuotedAndUndone(t *testing.T) {
