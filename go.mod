@@ -37,6 +37,13 @@ require github.com/moby/profiles/seccomp v0.2.3
 require github.com/moby/profiles/apparmor v0.1.0
 
 require (
+	github.com/containerd/nri v0.12.5
+	github.com/knqyf263/go-plugin v0.9.0 // indirect
+	github.com/tetratelabs/wazero v1.11.0 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+)
+
+require (
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
 	github.com/Microsoft/hcsshim v0.15.0-rc.4 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect

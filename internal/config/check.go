@@ -125,11 +125,28 @@ func cgroup(v any) error {
 	return nil
 }
 
-func notYet(v any) error {
-	if v.(bool) {
-		return errors.New("NRI is not available in this release")
+// names accepts a list of words.
+func names(v any) error {
+	for _, s := range v.([]string) {
+		if s == "" {
+			return errors.New("a name must not be empty")
+		}
+		if err := word(s); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func eachOf(allowed ...string) func(any) error {
+	return func(v any) error {
+		for _, s := range v.([]string) {
+			if err := oneOf(allowed...)(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // Validate says what is wrong with c: every value by its key's rule, then the values together. It looks at nothing but c.
@@ -162,6 +179,9 @@ func validateTogether(c *Config) Problems {
 	// One inside the other would let the sweep of one eat the other.
 	if inside(c.Root, c.State) || inside(c.State, c.Root) {
 		found = append(found, Problem{Key: "state", Text: fmt.Sprintf("%q and root %q must not be one inside the other", c.State, c.Root)})
+	}
+	if len(c.NRI.RequiredPlugins) > 0 && !c.NRI.Enable {
+		found = append(found, Problem{Key: "nri.required_plugins", Text: "are required, but nri.enable is false"})
 	}
 	return found
 }

@@ -110,10 +110,22 @@ type Exec struct {
 	SyncOutputLimit int
 }
 
-// NRI says whether and where NRI plugins connect.
+// NRI says where NRI plugins come from, and what is demanded of them.
 type NRI struct {
 	Enable bool
+	// Socket is where plugins connect; empty: they cannot.
 	Socket string
+	// PluginDir holds plugins that are started with the daemon, PluginConfigDir their configurations.
+	PluginDir       string
+	PluginConfigDir string
+	// RegistrationTimeout and RequestTimeout bound how long a plugin may take to register and to answer.
+	RegistrationTimeout time.Duration
+	RequestTimeout      time.Duration
+	// RequiredPlugins must have their say in each creation of a container, outside of RequiredExempt namespaces.
+	RequiredPlugins []string
+	RequiredExempt  []string
+	// Reject is what no plugin may adjust.
+	Reject []string
 }
 
 // Defaults is the configuration without any file.
@@ -146,7 +158,16 @@ func base() *Config {
 		Runtimes: map[string]*Runtime{"runc": {Type: "oci"}},
 		Cgroup:   Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:     Exec{SyncOutputLimit: MaxSyncOutput},
-		NRI:      NRI{Socket: "/var/run/nri/nri.sock"},
+		NRI: NRI{
+			Socket:              "/var/run/nri/nri.sock",
+			PluginDir:           "/opt/nri/plugins",
+			PluginConfigDir:     "/etc/nri/conf.d",
+			RegistrationTimeout: 5 * time.Second,
+			RequestTimeout:      5 * time.Second,
+			RequiredPlugins:     []string{},
+			RequiredExempt:      []string{},
+			Reject:              []string{},
+		},
 	}
 }
 

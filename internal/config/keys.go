@@ -84,10 +84,24 @@ var keys = []key{
 	{path: "exec.sync_output_limit", doc: "Bytes of each output stream that an ExecSync answer keeps (1 to 16777216); the rest is dropped.",
 		at: func(c *Config, _ string) any { return &c.Exec.SyncOutputLimit }, check: between(1, MaxSyncOutput)},
 
-	{path: "nri.enable", doc: "Whether NRI plugins may connect. Reserved: this release has no NRI and refuses true.",
-		at: func(c *Config, _ string) any { return &c.NRI.Enable }, check: notYet},
-	{path: "nri.socket", doc: "Unix socket for NRI plugins. Reserved: nobody listens on it yet.",
-		at: func(c *Config, _ string) any { return &c.NRI.Socket }, check: socket},
+	{path: "nri.enable", doc: "Whether NRI plugins are started and may connect.",
+		at: func(c *Config, _ string) any { return &c.NRI.Enable }, check: anything},
+	{path: "nri.socket", doc: "Unix socket for NRI plugins, for root only. Empty: none may connect.",
+		at: func(c *Config, _ string) any { return &c.NRI.Socket }, check: optional(socket)},
+	{path: "nri.plugin_dir", doc: "Folder with NRI plugins to start with the daemon, named like 10-name. It may be missing.",
+		at: func(c *Config, _ string) any { return &c.NRI.PluginDir }, check: folder},
+	{path: "nri.plugin_config_dir", doc: "Folder with their configurations, 10-name.conf or name.conf. It may be missing.",
+		at: func(c *Config, _ string) any { return &c.NRI.PluginConfigDir }, check: folder},
+	{path: "nri.registration_timeout", doc: "How long a new plugin may take to register.",
+		at: func(c *Config, _ string) any { return &c.NRI.RegistrationTimeout }, check: lasting(100*time.Millisecond, time.Minute)},
+	{path: "nri.request_timeout", doc: "How long a plugin may take to answer; then it is dropped, and the request goes on without it.",
+		at: func(c *Config, _ string) any { return &c.NRI.RequestTimeout }, check: lasting(100*time.Millisecond, time.Minute)},
+	{path: "nri.required_plugins", doc: "Plugins, as name or 10-name, without whose answer no container is created.",
+		at: func(c *Config, _ string) any { return &c.NRI.RequiredPlugins }, check: names},
+	{path: "nri.required_exempt_namespaces", doc: "Namespaces whose pods do not need the required plugins: the one that those run in, for example.",
+		at: func(c *Config, _ string) any { return &c.NRI.RequiredExempt }, check: names},
+	{path: "nri.reject", doc: "What no plugin may adjust: hooks, namespaces, sysctls, seccomp_runtime_default, seccomp_unconfined, seccomp_localhost.",
+		at: func(c *Config, _ string) any { return &c.NRI.Reject }, check: eachOf("hooks", "namespaces", "sysctls", "seccomp_runtime_default", "seccomp_unconfined", "seccomp_localhost")},
 }
 
 // runtime is the table of that name, made with a runtime's defaults if it is new.

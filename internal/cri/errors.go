@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
@@ -38,6 +39,8 @@ var classes = []struct {
 	{image.ErrCorrupt, codes.DataLoss},
 	{pod.ErrUnavailable, codes.Unavailable},
 	{runtime.ErrShimGone, codes.Unavailable},
+	{nri.ErrRequired, codes.Unavailable},
+	{nri.ErrRefused, codes.FailedPrecondition},
 	{context.Canceled, codes.Canceled},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/cgroup/slice"
 	"github.com/berth-run/berth/internal/linux/host"
 	"github.com/berth-run/berth/internal/network"
+	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
@@ -38,6 +39,7 @@ type parts struct {
 	network *network.Network
 	runtime *runtime.Runtime
 	pods    *pod.Manager
+	nri     *nri.NRI // nil: not enabled
 	calls   *telemetry.Calls
 	api     *cri.Server
 }
@@ -74,12 +76,16 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	hooks, err := d.openNRI()
+	if err != nil {
+		return err
+	}
 	specs := newSpecMaker(facts, c, d.log)
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs}, d.log)
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks}, d.log)
 	d.calls = telemetry.NewCalls()
 	d.api = cri.New(d.apiConfig(driver, specs))
 	return nil
@@ -136,6 +142,9 @@ func (d *daemon) close() error {
 		if err := d.pods.Close(ctx); err != nil {
 			d.log.Warn("shutdown", "error", err)
 		}
+	}
+	if d.nri != nil {
+		d.nri.Stop()
 	}
 	if d.runtime != nil {
 		d.runtime.Close()

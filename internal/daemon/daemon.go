@@ -112,6 +112,12 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 	for _, trouble := range r.SetAside {
 		d.log.Error("recovery", "error", trouble)
 	}
+	// Plugins come after the recovery, which decides what they are told, and before the first request.
+	if d.nri != nil {
+		if err := d.nri.Start(d.pods); err != nil {
+			return err
+		}
+	}
 	d.log.Info("serving", "socket", d.cfg.Socket, "version", d.flags.Version, "sandboxes", r.Sandboxes, "containers", r.Containers,
 		"adopted", r.Adopted, "exited_meanwhile", r.Exited, "orphans_swept", r.Swept, "recovery", r.Took, "start", time.Since(begin))
 	// The start has read much that is not needed again: what serves for weeks begins small.

@@ -152,6 +152,10 @@ func (m specMaker) noteClamp(want int64) {
 	})
 }
 
+func (m specMaker) SetResources(configJSON []byte, r *runtimeapi.LinuxContainerResources) ([]byte, error) {
+	return spec.SetResourcesJSON(configJSON, r, m.host)
+}
+
 func userRequest(sc *runtimeapi.LinuxContainerSecurityContext, im image.Image) user.Request {
 	r := user.Request{Username: sc.GetRunAsUsername(), ImageUser: im.User, Groups: sc.GetSupplementalGroups(),
 		Strict: sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict}

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 )
@@ -93,15 +94,35 @@ func (c *Container) create(ctx context.Context) error {
 		return errors.Join(err, c.erase())
 	}
 	err = c.plan.UpTo(ctx, stepBundle, stepRootfs)
-	var spec ContainerSpec
 	if err == nil {
 		if err = c.checkLog(); err == nil {
-			spec, err = c.writeSpec(ctx, im)
+			err = c.appear(ctx, im)
 		}
 		if err != nil {
 			err = fmt.Errorf("%s: create: %w", c, err)
-			err = errors.Join(err, c.plan.Down(ctx))
 		}
+	}
+	if err != nil {
+		return errors.Join(err, c.abandon(ctx))
+	}
+	c.log.InfoContext(ctx, "container is created")
+	c.tell(ctx, nri.PostCreateContainer)
+	return nil
+}
+
+// appear makes the container CREATED, with a spec that plugins may adjust or refuse: nobody sees it before they have answered.
+func (c *Container) appear(ctx context.Context, im image.Image) error {
+	spec, err := c.makeSpec(im)
+	if err != nil {
+		return err
+	}
+	defer c.m.hold()()
+	made, err := c.askCreate(ctx, spec.JSON)
+	if err != nil {
+		return err
+	}
+	if err = c.saveSpec(made.Spec); err == nil && made.Resources != nil {
+		err = c.keepResources(made.Resources)
 	}
 	if err == nil {
 		err = c.update(func(r *containerRecord) {
@@ -109,10 +130,9 @@ func (c *Container) create(ctx context.Context) error {
 		})
 	}
 	if err != nil {
-		return errors.Join(err, c.abandon(ctx))
+		c.undoCreate(ctx)
 	}
-	c.log.InfoContext(ctx, "container is created")
-	return nil
+	return err
 }
 
 // imageRef is what ContainerStatus.image_ref wants: a digest reference where the image has one.
@@ -176,15 +196,35 @@ func (c *Container) start(ctx context.Context) error {
 	if !c.sandbox.Status().Ready {
 		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
 	}
+	if err := c.askStart(ctx); err != nil {
+		err = fmt.Errorf("%s: start: %w", c, err)
+		c.failedStart(err)
+		return err
+	}
 	if err := c.plan.UpTo(ctx, stepTask); err != nil {
-		c.exited(func(r *containerRecord) {
-			r.StartedAt, r.PID, r.FinishedAt, r.ExitCode, r.Reason, r.Message = 0, 0, now(), startErrorCode, ReasonStartError, err.Error()
-		})
+		c.failedStart(err)
+		c.toldStopped(ctx)
 		return err
 	}
 	c.log.InfoContext(ctx, "container is started", "pid", c.Status().PID)
 	c.watch()
+	c.tell(ctx, nri.PostStartContainer)
 	return nil
+}
+
+func (c *Container) askStart(ctx context.Context) error {
+	h := c.m.hooks()
+	if h == nil {
+		return nil
+	}
+	hc := c.forHooks()
+	return h.Ask(ctx, nri.StartContainer, c.sandbox.forHooks(), &hc)
+}
+
+func (c *Container) failedStart(err error) {
+	c.exited(func(r *containerRecord) {
+		r.StartedAt, r.PID, r.FinishedAt, r.ExitCode, r.Reason, r.Message = 0, 0, now(), startErrorCode, ReasonStartError, err.Error()
+	})
 }
 
 // watch waits for the exit in the background.
@@ -258,6 +298,9 @@ func (c *Container) exited(f func(*containerRecord)) {
 func (c *Container) settle(ctx context.Context) error {
 	if c.isRemoved() {
 		return nil
+	}
+	if c.plan.Held(stepTask) {
+		c.toldStopped(ctx)
 	}
 	return c.plan.DownTo(ctx, stepTask)
 }
@@ -379,12 +422,33 @@ func (c *Container) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.plan.Held(stepTask) {
+		c.toldStopped(ctx)
+	}
+	var last *nri.Container
+	if c.m.hooks() != nil {
+		h := c.forHooks() // now: its spec goes with the bundle
+		last = &h
+	}
 	if err := c.plan.Down(ctx); err != nil {
 		return err
 	}
-	if err := c.erase(); err != nil {
+	if err := c.disappear(ctx, last); err != nil {
 		return err
 	}
 	c.log.InfoContext(ctx, "container is removed")
 	return nil
+}
+
+// disappear tells of the end of the container, last seen so if anybody listened then.
+func (c *Container) disappear(ctx context.Context, last *nri.Container) error {
+	defer c.m.hold()()
+	if h := c.m.hooks(); h != nil && c.facts().CreatedAt != 0 {
+		if last == nil {
+			now := c.forHooks()
+			last = &now
+		}
+		h.Tell(ctx, nri.RemoveContainer, c.sandbox.forHooks(), last)
+	}
+	return c.erase()
 }

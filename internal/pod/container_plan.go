@@ -73,19 +73,20 @@ func (c *Container) removeTask(ctx context.Context) error {
 	return c.sandbox.endTask(ctx, c.ID, c.paths.bundle)
 }
 
-// writeSpec renders config.json into the bundle and notes what was resolved on the way.
-func (c *Container) writeSpec(ctx context.Context, im image.Image) (ContainerSpec, error) {
+// makeSpec makes config.json and notes what was resolved on the way.
+func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
-	spec, err := c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
+	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
 		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths()})
-	if err != nil {
-		return spec, err
-	}
+}
+
+// saveSpec puts config.json into the bundle.
+func (c *Container) saveSpec(config []byte) error {
 	tmp := c.paths.spec + ".new"
-	if err := os.WriteFile(tmp, spec.JSON, 0o600); err != nil {
-		return spec, err
+	if err := os.WriteFile(tmp, config, 0o600); err != nil {
+		return err
 	}
-	return spec, os.Rename(tmp, c.paths.spec)
+	return os.Rename(tmp, c.paths.spec)
 }
 
 func (c *Container) specPaths() SpecPaths {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/runtime"
 )
 
@@ -103,7 +104,27 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, r *runtimeapi.
 	return c.ops.do(ctx, kind, func(ctx context.Context) error { return c.updateResources(ctx, r) })
 }
 
+// updateResources changes the resources as plugins want it.
 func (c *Container) updateResources(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
+	h := c.m.hooks()
+	if h == nil || c.isRemoved() || c.facts().FinishedAt != 0 {
+		return c.changeResources(ctx, r)
+	}
+	r, others, err := h.UpdateContainer(ctx, c.sandbox.forHooks(), c.forHooks(), r)
+	if err == nil {
+		_, err = c.m.HookUpdate(ctx, others)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: update resources: %w", c, err)
+	}
+	if err := c.changeResources(ctx, r); err != nil {
+		return err
+	}
+	c.tell(ctx, nri.PostUpdateContainer)
+	return nil
+}
+
+func (c *Container) changeResources(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
 	state := c.facts().state()
 	if c.isRemoved() || state == runtimeapi.ContainerState_CONTAINER_EXITED {
 		return fmt.Errorf("%s: update resources: has exited: %w", c, ErrState)
@@ -122,7 +143,7 @@ func (c *Container) updateResources(ctx context.Context, r *runtimeapi.LinuxCont
 		return err
 	}
 	if state == runtimeapi.ContainerState_CONTAINER_CREATED {
-		return c.rewriteSpec(ctx)
+		return c.rewriteSpec(merged)
 	}
 	return nil
 }
@@ -156,13 +177,16 @@ func (c *Container) keepResources(merged *runtimeapi.LinuxContainerResources) er
 	return nil
 }
 
-// rewriteSpec brings the new resources into the config.json of a container that is not started yet.
-func (c *Container) rewriteSpec(ctx context.Context) error {
-	im, err := c.m.parts.Images.Status(c.facts().ImageID)
-	if err != nil {
-		return fmt.Errorf("%s: update resources: image: %w", c, err)
+// rewriteSpec brings new resources into the config.json of a container that is not started yet, and leaves the rest as plugins made it.
+func (c *Container) rewriteSpec(r *runtimeapi.LinuxContainerResources) error {
+	config, err := os.ReadFile(c.paths.spec)
+	if err == nil {
+		config, err = c.m.parts.Specs.SetResources(config, r)
 	}
-	if _, err := c.writeSpec(ctx, im); err != nil {
+	if err == nil {
+		err = c.saveSpec(config)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: update resources: %w", c, err)
 	}
 	return nil

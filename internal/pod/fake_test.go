@@ -242,6 +242,9 @@ func (fakeSpecs) Exec(_ []byte, cmd []string, _ bool) ([]byte, error) { return j
 func (fakeSpecs) Update(_, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {
 	return []byte("{}"), new, nil
 }
+func (fakeSpecs) SetResources(config []byte, _ *runtimeapi.LinuxContainerResources) ([]byte, error) {
+	return config, nil
+}
 
 // Runtime and shims.
 
@@ -409,12 +412,14 @@ type node struct {
 func newNode(t *testing.T, w *world, dir string) *node {
 	t.Helper()
 	l := w.start()
+	hooks := &fakeHooks{life: l}
 	m := New(Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), NetnsDir: filepath.Join(dir, "netns"),
 		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: 200 * time.Millisecond, ShimPatience: cmp.Or(w.patience, time.Minute)},
-		Parts{fakeRuntime{l}, fakeNetwork{l}, fakeImages{l}, fakeHost{l}, fakeSpecs{}}, slog.New(slog.DiscardHandler))
+		Parts{fakeRuntime{l}, fakeNetwork{l}, fakeImages{l}, fakeHost{l}, fakeSpecs{}, hooks}, slog.New(slog.DiscardHandler))
 	if _, err := m.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	hooks.connect(m)
 	t.Cleanup(func() { // its background work must not outlive the test's folders
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()

@@ -54,6 +54,8 @@ type Parts struct {
 	Images  Images
 	Host    Host
 	Specs   Specs
+	// Hooks may be nil: nobody listens.
+	Hooks Hooks
 }
 
 // Manager owns all sandboxes and containers of the node.

@@ -112,6 +112,8 @@ type Specs interface {
 	// Update merges new resources into old ones (zero values leave a field alone) and returns them as the
 	// OCI runtime wants them, and merged.
 	Update(old, new *runtimeapi.LinuxContainerResources) (oci []byte, merged *runtimeapi.LinuxContainerResources, err error)
+	// SetResources returns the config.json given, with other resources.
+	SetResources(configJSON []byte, r *runtimeapi.LinuxContainerResources) ([]byte, error)
 }
 
 // SpecRequest is what a spec is made from.

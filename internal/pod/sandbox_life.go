@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
+	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 )
@@ -94,12 +95,28 @@ func (s *Sandbox) run(ctx context.Context) error {
 	if err := s.plan.Up(ctx); err != nil {
 		return errors.Join(err, s.abandon())
 	}
-	ips := s.addresses()
-	if err := s.update(func(r *sandboxRecord) { r.ReadyAt, r.IPs = now(), ips }); err != nil {
-		return errors.Join(err, s.plan.Down(ctx), s.abandon())
+	if err := s.appear(ctx); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", s, err), s.plan.Down(ctx), s.abandon())
 	}
 	s.log.InfoContext(ctx, "sandbox is ready", "ips", s.Status().IPs)
 	return nil
+}
+
+// appear makes the sandbox READY, which plugins may refuse: nobody sees it before they have answered.
+func (s *Sandbox) appear(ctx context.Context) error {
+	defer s.m.hold()()
+	if h := s.m.hooks(); h != nil {
+		if err := h.Ask(ctx, nri.RunSandbox, s.forHooks(), nil); err != nil {
+			return err
+		}
+	}
+	ips := s.addresses()
+	err := s.update(func(r *sandboxRecord) { r.ReadyAt, r.IPs = now(), ips })
+	if err != nil {
+		s.tell(ctx, nri.StopSandbox)
+		s.tell(ctx, nri.RemoveSandbox)
+	}
+	return err
 }
 
 // statusPatience bounds the wait for network plugins that have just been asked for their status: after a start of the daemon a
@@ -201,11 +218,20 @@ func (s *Sandbox) stop(ctx context.Context) error {
 	if err := s.eachContainer(func(c *Container) error { return c.end(ctx) }); err != nil {
 		return err
 	}
+	s.toldStopped(ctx)
 	if err := s.plan.DownTo(ctx, s.allButState()...); err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "sandbox is stopped")
 	return nil
+}
+
+// toldStopped tells of the end of a sandbox that was ready, once its containers have ended and while it still has what it was made of:
+// when that is released, it has been told.
+func (s *Sandbox) toldStopped(ctx context.Context) {
+	if s.facts().ReadyAt != 0 && s.holdsMoreThanState() {
+		s.tell(ctx, nri.StopSandbox)
+	}
 }
 
 func (s *Sandbox) holdsMoreThanState() bool {
@@ -267,14 +293,23 @@ func (s *Sandbox) remove(ctx context.Context) error {
 	if err := s.eachContainer(func(c *Container) error { return c.forceRemove(ctx) }); err != nil {
 		return err
 	}
+	s.toldStopped(ctx)
 	if err := s.plan.Down(ctx); err != nil {
 		return err
 	}
-	if err := s.erase(); err != nil {
+	if err := s.disappear(ctx); err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "sandbox is removed")
 	return nil
+}
+
+func (s *Sandbox) disappear(ctx context.Context) error {
+	defer s.m.hold()()
+	if s.facts().ReadyAt != 0 {
+		s.tell(ctx, nri.RemoveSandbox)
+	}
+	return s.erase()
 }
 
 // watchPause ends the sandbox when its PID 1 dies: the kernel has killed every container with it.

@@ -92,6 +92,17 @@ func UpdateResources(old, update *runtimeapi.LinuxContainerResources) (*specs.Li
 	return resources(merged), merged, nil
 }
 
+// SetResources puts resources into a spec that was made with others. Limits that the CRI has no word for stay.
+func SetResources(s *specs.Spec, r *runtimeapi.LinuxContainerResources, host Host) {
+	next := resources(r)
+	if s.Linux.Resources == nil {
+		s.Linux.Resources = &specs.LinuxResources{}
+	}
+	now := s.Linux.Resources
+	now.CPU, now.Memory, now.HugepageLimits, now.Unified = next.CPU, next.Memory, next.HugepageLimits, next.Unified
+	s.Process.OOMScoreAdj = oomScore(r.GetOomScoreAdj(), host)
+}
+
 const (
 	minOOMScore, maxOOMScore = -1000, 1000
 	minPeriod, maxPeriod     = 1000, 1000000 // the kernel's, in µs

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"github.com/berth-run/berth/internal/nri"
+	"github.com/berth-run/berth/internal/pod"
+)
+
+// openNRI makes the hooks that pods have, if the configuration wants any.
+func (d *daemon) openNRI() (pod.Hooks, error) {
+	c := d.cfg.NRI
+	if !c.Enable {
+		return nil, nil
+	}
+	n, err := nri.New(nri.Config{Socket: c.Socket, PluginDir: c.PluginDir, ConfigDir: c.PluginConfigDir, RegistrationTimeout: c.RegistrationTimeout,
+		RequestTimeout: c.RequestTimeout, Required: c.RequiredPlugins, Exempt: c.RequiredExempt, Reject: c.Reject, Version: d.flags.Version}, d.log)
+	if err != nil {
+		return nil, err
+	}
+	d.nri = n
+	return n, nil
+}
