@@ -30,7 +30,13 @@ func TestValidationSuite(t *testing.T) {
 	if critest == "" {
 		t.Skip("no suite is given: make critest CRITEST=/path/to/critest")
 	}
-	d := daemon.Start(t, daemon.Spec{Config: os.Getenv("CRITEST_CONFIG")})
+	dir, err := os.MkdirTemp("", "nri") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "nri.sock")
+	d := daemon.Start(t, daemon.Spec{Config: fmt.Sprintf("\n[nri]\nenable = true\nsocket = %q\nplugin_dir = %q\nplugin_config_dir = %[2]q\n", socket, dir)})
 	if fixtures := os.Getenv("FIXTURES"); fixtures != "" {
 		for _, registry := range registries {
 			mirror(t, d.CertsDir, registry, fixtures)
@@ -42,6 +48,7 @@ func TestValidationSuite(t *testing.T) {
 	args := []string{
 		"-runtime-endpoint=unix://" + d.Socket, "-image-endpoint=unix://" + d.Socket, "-ginkgo.no-color", "-ginkgo.json-report=" + report,
 		"-ginkgo.timeout=" + suiteTime.String(),
+		"-nri-socket=" + socket,
 	}
 	cmd := exec.CommandContext(ctx, critest, append(args, strings.Fields(os.Getenv("CRITEST_FLAGS"))...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
