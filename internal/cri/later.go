@@ -16,7 +16,6 @@ const (
 	laterStreams    = "streaming (exec, attach, port-forward) comes with a later release; ExecSync works"
 	laterStats      = "statistics and metrics come with a later release"
 	laterCheckpoint = "checkpoint and restore come with a later release"
-	laterResize     = "pod-level resize comes with a later release; UpdateContainerResources works"
 	laterLists      = "streamed lists come with a later release; the plain list calls work"
 	laterEvents     = "container events come with a later release; polling the lists works"
 )
@@ -83,11 +82,6 @@ func (*Server) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) 
 // RestorePod implements RuntimeService.
 func (*Server) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	return nil, later("RestorePod", laterCheckpoint)
-}
-
-// UpdatePodSandboxResources implements RuntimeService.
-func (*Server) UpdatePodSandboxResources(context.Context, *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	return nil, later("UpdatePodSandboxResources", laterResize)
 }
 
 // StreamPodSandboxes implements RuntimeService.

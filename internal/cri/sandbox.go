@@ -62,9 +62,14 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	}
 	if r.GetVerbose() {
 		out.Info, err = verbose(map[string]any{"id": st.ID, "netns": st.Netns, "cgroupParent": st.CgroupParent, "stoppedAt": st.StoppedAt,
-			"why": st.Why, "config": st.Config})
+			"why": st.Why, "config": st.Config, "resources": st.Resources, "overhead": st.Overhead})
 	}
 	return out, err
+}
+
+// UpdatePodSandboxResources implements RuntimeService.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.c.Pods.UpdateSandboxResources(ctx, r.GetPodSandboxId(), r.GetResources(), r.GetOverhead())
 }
 
 func sandboxState(st *pod.SandboxStatus) runtimeapi.PodSandboxState {

@@ -63,6 +63,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.oomFloor = facts.OOMScoreFloor
 	if d.images, err = image.Open(ctx, d.imageConfig(), d.log); err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ type kernel struct {
 	cgroups *cgroup.Hierarchies
 	driver  string
 	slices  *slice.Manager // nil under cgroupfs
+	// oomFloor is the lowest oom_score_adj that this daemon may set.
+	oomFloor int
 }
 
 func (k kernel) CreateNamespaces(r pod.NamespaceRequest) error {

@@ -132,7 +132,8 @@ func (specMaker) Exec(configJSON []byte, cmd []string, tty bool) ([]byte, error)
 	return spec.ExecJSON(configJSON, cmd, tty)
 }
 
-func (specMaker) Update(old, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {
+func (m specMaker) Update(old, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {
+	m.noteClamp(new.GetOomScoreAdj())
 	oci, merged, err := spec.UpdateResources(old, new)
 	if err != nil {
 		return nil, nil, err
@@ -154,6 +155,10 @@ func (m specMaker) noteClamp(want int64) {
 
 func (m specMaker) SetResources(configJSON []byte, r *runtimeapi.LinuxContainerResources) ([]byte, error) {
 	return spec.SetResourcesJSON(configJSON, r, m.host)
+}
+
+func (specMaker) PodResources(containers, overhead *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
+	return spec.PodResources(containers, overhead)
 }
 
 func userRequest(sc *runtimeapi.LinuxContainerSecurityContext, im image.Image) user.Request {

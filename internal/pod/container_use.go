@@ -135,7 +135,7 @@ func (c *Container) changeResources(ctx context.Context, r *runtimeapi.LinuxCont
 		return fmt.Errorf("%s: update resources: %w", c, err)
 	}
 	if state == runtimeapi.ContainerState_CONTAINER_RUNNING {
-		if err := c.applyResources(ctx, oci); err != nil {
+		if merged, err = c.applyResources(ctx, oci, merged); err != nil {
 			return err
 		}
 	}
@@ -148,15 +148,26 @@ func (c *Container) changeResources(ctx context.Context, r *runtimeapi.LinuxCont
 	return nil
 }
 
-func (c *Container) applyResources(ctx context.Context, oci []byte) error {
+// applyResources changes the running container and returns what is in force then: who asks for a status shall see what the kernel has taken.
+func (c *Container) applyResources(ctx context.Context, oci []byte, want *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
 	shim := c.sandbox.theShim()
 	if shim == nil {
-		return fmt.Errorf("%s: update resources: the pod's shim is gone: %w", c, ErrUnavailable)
+		return nil, fmt.Errorf("%s: update resources: the pod's shim is gone: %w", c, ErrUnavailable)
 	}
 	if err := shim.Update(ctx, c.ID, oci); err != nil {
-		return fmt.Errorf("%s: update resources: %w", c, err)
+		return nil, fmt.Errorf("%s: update resources: %w", c, err)
 	}
-	return nil
+	path := c.m.cgroupsPath(c.sandbox.facts().CgroupParent, c.ID)
+	if want.GetOomScoreAdj() != c.Status().Resources.GetOomScoreAdj() { // the OCI runtime sets it at the start only
+		if err := c.m.parts.Host.SetOOMScore(path, want.GetOomScoreAdj()); err != nil {
+			return nil, fmt.Errorf("%s: update resources: %w", c, err)
+		}
+	}
+	got, err := c.m.parts.Host.InForce(path, want)
+	if err != nil {
+		return nil, fmt.Errorf("%s: update resources: read them back: %w", c, err)
+	}
+	return got, nil
 }
 
 func (c *Container) keepResources(merged *runtimeapi.LinuxContainerResources) error {

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -42,7 +43,13 @@ type world struct {
 	ready error // of the network
 	// patience is that of the next daemon with silent shims.
 	patience time.Duration
+	// limits of the pods' cgroups by sandbox ID, and the last OOM score that was set.
+	limits   map[string]*runtimeapi.LinuxContainerResources
+	oomScore int64
 }
+
+// oomFloor is the lowest OOM score that the fake node may set.
+const oomFloor = -500
 
 // fault strikes at the n-th call into the world.
 type fault struct {
@@ -53,7 +60,7 @@ type fault struct {
 var errFault = errors.New("injected fault")
 
 func newWorld() *world {
-	return &world{held: map[string]bool{}, shims: map[string]*fakeShim{}, exits: map[string]runtime.Exit{}, crash: make(chan struct{}, 1)}
+	return &world{held: map[string]bool{}, shims: map[string]*fakeShim{}, exits: map[string]runtime.Exit{}, limits: map[string]*runtimeapi.LinuxContainerResources{}, crash: make(chan struct{}, 1)}
 }
 
 // life is the world as one daemon sees it.
@@ -190,7 +197,21 @@ func (f fakeHost) CreateCgroup(_ context.Context, p string) error {
 	return f.hold("cgroup", idOf(p))
 }
 func (f fakeHost) RemoveCgroup(_ context.Context, p string) error { return f.drop("cgroup", idOf(p)) }
-func (f fakeHost) MountShm(target string, _ int64) error          { return f.hold("shm", idOf(target)) }
+func (f fakeHost) SetPodLimits(_ context.Context, parent string, r *runtimeapi.LinuxContainerResources) error {
+	return f.call("limit cgroup", func() error { f.limits[idOf(parent)] = r; return nil })
+}
+func (f fakeHost) SetOOMScore(_ string, score int64) error {
+	return f.call("set oom score", func() error { f.oomScore = max(score, oomFloor); return nil })
+}
+
+// InForce is a kernel that rounds memory down to whole pages.
+func (f fakeHost) InForce(_ string, want *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
+	got := proto.Clone(want).(*runtimeapi.LinuxContainerResources)
+	err := f.call("read limits", func() error { got.OomScoreAdj = max(got.OomScoreAdj, oomFloor); return nil })
+	got.MemoryLimitInBytes = got.MemoryLimitInBytes / 4096 * 4096
+	return got, err
+}
+func (f fakeHost) MountShm(target string, _ int64) error { return f.hold("shm", idOf(target)) }
 func (f fakeHost) MountRootfs(target string, _ []image.Mount) error {
 	return f.hold("mount", filepath.Base(filepath.Dir(target)))
 }
@@ -244,6 +265,13 @@ func (fakeSpecs) Update(_, new *runtimeapi.LinuxContainerResources) ([]byte, *ru
 }
 func (fakeSpecs) SetResources(config []byte, _ *runtimeapi.LinuxContainerResources) ([]byte, error) {
 	return config, nil
+}
+
+func (fakeSpecs) PodResources(containers, overhead *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
+	if containers.GetCpuShares() < 0 {
+		return nil, ErrInvalid
+	}
+	return &runtimeapi.LinuxContainerResources{CpuShares: containers.GetCpuShares() + overhead.GetCpuShares()}, nil
 }
 
 // Runtime and shims.

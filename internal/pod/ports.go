@@ -83,6 +83,12 @@ type Host interface {
 	CreateCgroup(ctx context.Context, parent string) error
 	// RemoveCgroup kills what is left in the cgroup and removes it.
 	RemoveCgroup(ctx context.Context, parent string) error
+	// SetPodLimits sets the limits of a pod's own cgroup, those that are not zero, and verifies them. Idempotent.
+	SetPodLimits(ctx context.Context, parent string, r *runtimeapi.LinuxContainerResources) error
+	// InForce is want with what the kernel has in force in a container's cgroup where it is something else.
+	InForce(cgroupsPath string, want *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
+	// SetOOMScore sets oom_score_adj of all processes of a container's cgroup, raised to what this node may set.
+	SetOOMScore(cgroupsPath string, score int64) error
 	MountShm(target string, size int64) error
 	MountRootfs(target string, mounts []image.Mount) error
 	Unmount(target string) error
@@ -114,6 +120,8 @@ type Specs interface {
 	Update(old, new *runtimeapi.LinuxContainerResources) (oci []byte, merged *runtimeapi.LinuxContainerResources, err error)
 	// SetResources returns the config.json given, with other resources.
 	SetResources(configJSON []byte, r *runtimeapi.LinuxContainerResources) ([]byte, error)
+	// PodResources are those of the pod's cgroup: its containers' together, and the overhead.
+	PodResources(containers, overhead *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
 }
 
 // SpecRequest is what a spec is made from.

@@ -60,6 +60,9 @@ type sandboxRecord struct {
 
 	IPs          []netip.Addr `json:"ips,omitempty"`
 	CgroupParent string       `json:"cgroup_parent"`
+	// Resources and Overhead are those of the last UpdatePodSandboxResources; empty: those of the config.
+	Resources json.RawMessage `json:"resources,omitempty"`
+	Overhead  json.RawMessage `json:"overhead,omitempty"`
 	// OwnCgroup: the parent cgroup was not there before, so it goes with the sandbox.
 	OwnCgroup bool     `json:"own_cgroup"`
 	Begun     []string `json:"begun"`
@@ -85,6 +88,8 @@ type SandboxStatus struct {
 	IPs          []netip.Addr
 	CgroupParent string
 	Netns        string // path of the network namespace; empty for the host's
+	// Resources and Overhead of the pod as a whole, the CRI's JSON; empty: as in Config.
+	Resources, Overhead json.RawMessage
 }
 
 type sandboxPaths struct {
@@ -146,7 +151,7 @@ func (s *Sandbox) publish() {
 	r := &s.rec
 	st := &SandboxStatus{ID: s.ID, Handler: s.Handler, Config: s.Config, CreatedAt: r.CreatedAt, StoppedAt: r.StoppedAt, Why: r.Why,
 		Ready: r.ReadyAt != 0 && r.StoppedAt == 0 && r.RemovedAt == 0, Hidden: s.removed || r.ReadyAt == 0 && r.StoppedAt == 0,
-		CgroupParent: r.CgroupParent, Netns: s.paths.pins.Net}
+		CgroupParent: r.CgroupParent, Netns: s.paths.pins.Net, Resources: r.Resources, Overhead: r.Overhead}
 	if st.Ready {
 		st.IPs = r.IPs
 	}

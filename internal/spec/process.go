@@ -81,19 +81,3 @@ func oomScore(want int64, host Host) *int {
 	n := int(min(max(want, int64(host.OOMScoreFloor)), maxOOMScore))
 	return &n
 }
-
-// ExecProcess is a process like the container's own, with another command.
-func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
-	if len(cmd) == 0 {
-		return nil, invalid("cmd", "is empty")
-	}
-	if err := validArgs("cmd", cmd); err != nil {
-		return nil, err
-	}
-	p := *s.Process
-	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
-	if tty && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
-		p.Env = append(slices.Clone(p.Env), "TERM=xterm")
-	}
-	return &p, nil
-}

@@ -3,13 +3,11 @@
 package spec
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Profile is a seccomp profile: none (the zero value), the default one, or one in Docker's or the OCI's JSON format.
@@ -69,33 +67,4 @@ func knownSeccomp(path string, s *specs.LinuxSeccomp) error {
 		}
 	}
 	return nil
-}
-
-// SetResourcesJSON is SetResources from and to JSON, for a container's config.json.
-func SetResourcesJSON(configJSON []byte, r *runtimeapi.LinuxContainerResources, host Host) ([]byte, error) {
-	var s specs.Spec
-	if err := json.Unmarshal(configJSON, &s); err != nil {
-		return nil, fmt.Errorf("read the container's spec: %w", err)
-	}
-	if s.Process == nil || s.Linux == nil {
-		return nil, fmt.Errorf("read the container's spec: it has no process or no linux section")
-	}
-	SetResources(&s, r, host)
-	return json.Marshal(&s)
-}
-
-// ExecJSON is ExecProcess from and to JSON, for a container's config.json.
-func ExecJSON(configJSON []byte, cmd []string, tty bool) ([]byte, error) {
-	var s specs.Spec
-	if err := json.Unmarshal(configJSON, &s); err != nil {
-		return nil, fmt.Errorf("read the container's spec: %w", err)
-	}
-	if s.Process == nil {
-		return nil, fmt.Errorf("read the container's spec: it has no process")
-	}
-	p, err := ExecProcess(&s, cmd, tty)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(p)
 }

@@ -5,6 +5,8 @@ package slice
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -23,6 +25,7 @@ type fakeConn struct {
 	startErr   error
 	stopErr    error
 	resetErr   error
+	setErr     error
 	result     string // of jobs; "" means that they never end
 	dead       bool
 	closed     int
@@ -60,6 +63,17 @@ func (f *fakeConn) ResetFailedUnitContext(_ context.Context, name string) error 
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, "reset "+name)
 	return f.resetErr
+}
+
+func (f *fakeConn) SetUnitPropertiesContext(_ context.Context, name string, runtime bool, p ...systemd.Property) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, fmt.Sprintf("set %s %v", name, runtime))
+	f.properties = make(map[string]string)
+	for _, property := range p {
+		f.properties[property.Name] = property.Value.String()
+	}
+	return f.setErr
 }
 
 func (f *fakeConn) Connected() bool { return !f.dead }
@@ -174,5 +188,34 @@ func TestTheHostsSystemdOrAClearError(t *testing.T) {
 	defer cancel()
 	if err := m.Start(ctx, "berth-t.slice"); !errors.Is(err, ErrNoSystemd) {
 		t.Errorf("Start = %v; want ErrNoSystemd", err)
+	}
+}
+
+func TestLimitsHaveSystemdsNamesAndUnits(t *testing.T) {
+	const none = "@t 18446744073709551615"
+	for name, c := range map[string]struct {
+		limits  cgroup.Limits
+		unified bool
+		want    map[string]string
+	}{
+		"v2": {cgroup.Limits{CPUShares: 1024, CPUQuota: 12345, CPUPeriod: 100000, Memory: 100, Swap: 150}, true, map[string]string{"CPUWeight": "@t 100",
+			"CPUQuotaPerSecUSec": "@t 130000", "CPUQuotaPeriodUSec": "@t 100000", "MemoryMax": "@t 100", "MemorySwapMax": "@t 50"}},
+		"v1":       {cgroup.Limits{CPUShares: 1024, Memory: 100, Swap: 150}, false, map[string]string{"CPUShares": "@t 1024", "MemoryLimit": "@t 100"}},
+		"no limit": {cgroup.Limits{CPUQuota: -1, Memory: -1, Swap: -1}, true, map[string]string{"CPUQuotaPerSecUSec": none, "MemoryMax": none, "MemorySwapMax": none}},
+		"quota":    {cgroup.Limits{CPUQuota: 150000}, true, map[string]string{"CPUQuotaPerSecUSec": "@t 1500000"}},
+	} {
+		f := &fakeConn{}
+		if err := with(f).SetLimits(t.Context(), "kubepods-pod1.slice", c.limits, c.unified); err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(f.properties, c.want) || len(f.calls) != 1 || f.calls[0] != "set kubepods-pod1.slice true" {
+			t.Errorf("%s: %v %v, want %v", name, f.calls, f.properties, c.want)
+		}
+	}
+	if err := with().SetLimits(t.Context(), "a.slice", cgroup.Limits{}, true); err != nil {
+		t.Errorf("nothing to set asks systemd: %v", err)
+	}
+	if err := with(&fakeConn{setErr: errors.New("no such unit")}).SetLimits(t.Context(), "a.slice", cgroup.Limits{Memory: 1}, true); err == nil {
+		t.Error("systemd's error is lost")
 	}
 }

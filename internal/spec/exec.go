@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ExecJSON is ExecProcess from and to JSON, for a container's config.json.
+func ExecJSON(configJSON []byte, cmd []string, tty bool) ([]byte, error) {
+	s, err := readJSON(configJSON)
+	if err != nil {
+		return nil, err
+	}
+	p, err := ExecProcess(s, cmd, tty)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(p)
+}
+
+// SetResourcesJSON is SetResources from and to JSON, for a container's config.json.
+func SetResourcesJSON(configJSON []byte, r *runtimeapi.LinuxContainerResources, host Host) ([]byte, error) {
+	s, err := readJSON(configJSON)
+	if err != nil {
+		return nil, err
+	}
+	if s.Linux == nil {
+		return nil, errors.New("read the container's spec: it has no linux section")
+	}
+	SetResources(s, r, host)
+	return json.Marshal(s)
+}
+
+func readJSON(configJSON []byte) (*specs.Spec, error) {
+	var s specs.Spec
+	if err := json.Unmarshal(configJSON, &s); err != nil {
+		return nil, fmt.Errorf("read the container's spec: %w", err)
+	}
+	if s.Process == nil {
+		return nil, errors.New("read the container's spec: it has no process")
+	}
+	return &s, nil
+}
+
+// ExecProcess is a process like the container's own, with another command.
+func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
+	if len(cmd) == 0 {
+		return nil, invalid("cmd", "is empty")
+	}
+	if err := validArgs("cmd", cmd); err != nil {
+		return nil, err
+	}
+	p := *s.Process
+	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
+	if tty && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+		p.Env = append(slices.Clone(p.Env), "TERM=xterm")
+	}
+	return &p, nil
+}
