@@ -76,11 +76,11 @@ func Detect() (*Hierarchies, error) {
 	if err != nil {
 		return nil, fmt.Errorf("detect cgroups: %w", err)
 	}
-	return fromMounts(mounts)
+	return FromMounts(mounts)
 }
 
-// fromMounts sorts out a map from v1 controller, "name=…" or "" (v2) to mount point; other keys are mount options.
-func fromMounts(mounts map[string]string) (*Hierarchies, error) {
+// FromMounts sorts out a map from v1 controller, "name=…" or "" (v2) to mount point; other keys are mount options. ErrNoCgroups.
+func FromMounts(mounts map[string]string) (*Hierarchies, error) {
 	h := &Hierarchies{controllers: make(map[string]string), unified: mounts[""]}
 	points := make(map[string]bool)
 	for key, point := range mounts {
@@ -109,6 +109,15 @@ func fromMounts(mounts map[string]string) (*Hierarchies, error) {
 
 // Mode tells the layout.
 func (h *Hierarchies) Mode() Mode { return h.mode }
+
+// Folder is where a controller's files of a cgroup are; "" as the controller means the v2 hierarchy. False: it is not mounted.
+func (h *Hierarchies) Folder(controller, path string) (string, bool) {
+	point, ok := h.unified, h.unified != ""
+	if h.mode != Unified && controller != "" {
+		point, ok = h.controllers[controller]
+	}
+	return filepath.Join(point, path), ok
+}
 
 // Controllers lists the controllers that cgroups can have, sorted.
 func (h *Hierarchies) Controllers() ([]string, error) {

@@ -319,12 +319,12 @@ func TestModeFromMounts(t *testing.T) {
 		{"hybrid", map[string]string{"": "/u", "pids": "/p", "name=systemd": "/s", "xattr": "/s"}, Hybrid, []string{"/p", "/s"}},
 	}
 	for _, c := range cases {
-		h, err := fromMounts(c.mounts)
+		h, err := FromMounts(c.mounts)
 		if err != nil || h.Mode() != c.mode || !slices.Equal(h.points, c.points) {
 			t.Errorf("%s: %+v, %v; want %s %v", c.name, h, err, c.mode, c.points)
 		}
 	}
-	if _, err := fromMounts(map[string]string{"name=systemd": "/s"}); !errors.Is(err, ErrNoCgroups) {
+	if _, err := FromMounts(map[string]string{"name=systemd": "/s"}); !errors.Is(err, ErrNoCgroups) {
 		t.Errorf("no controllers: %v", err)
 	}
 }
