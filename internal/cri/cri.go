@@ -11,7 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/stats"
 )
 
 // Images is what the ImageService needs. Implementation: image.Store.
@@ -22,6 +24,22 @@ type Images interface {
 	Remove(ctx context.Context, ref string) error
 	FSInfo(ctx context.Context) (image.FSInfo, error)
 	Info(ctx context.Context, ref string) (map[string]any, error)
+	// WritableLayer is the folder of a container's writable layer.
+	WritableLayer(container string) string
+}
+
+// Stats is what the statistics need. Implementation: stats.Collector. usage.ErrGone: there is no such cgroup.
+type Stats interface {
+	Container(id, cgroupsPath string) (stats.Usage, error)
+	Pod(id, parent string) (stats.Usage, error)
+	ContainerDetail(id, cgroupsPath string) (stats.Detail, error)
+	PodDetail(id, parent string) (stats.Detail, error)
+	// Network reads the counters of a pod's interfaces, without lo.
+	Network(pin string) ([]netns.Interface, error)
+	// Layer is what a writable layer takes as last counted; false: not counted yet.
+	Layer(id, dir string) (stats.Layer, bool)
+	// Keep forgets all but the given pods and containers.
+	Keep(ids map[string]bool)
 }
 
 // Handler is a runtime handler as Status reports it.
@@ -37,6 +55,7 @@ type Condition struct{ Type, Reason, Message string }
 type Config struct {
 	Pods   *pod.Manager
 	Images Images
+	Stats  Stats
 	// NetworkReady is nil, or why pods cannot have a network now.
 	NetworkReady func() error
 	// Version is Berth's own.

@@ -14,7 +14,7 @@ import (
 // What this release does not do yet says so, and what to use meanwhile: a client can fall back, nothing pretends.
 const (
 	laterStreams    = "streaming (exec, attach, port-forward) comes with a later release; ExecSync works"
-	laterStats      = "statistics and metrics come with a later release"
+	laterMetrics    = "metrics come with a later release"
 	laterCheckpoint = "checkpoint and restore come with a later release"
 	laterLists      = "streamed lists come with a later release; the plain list calls work"
 	laterEvents     = "container events come with a later release; polling the lists works"
@@ -39,34 +39,14 @@ func (*Server) PortForward(context.Context, *runtimeapi.PortForwardRequest) (*ru
 	return nil, later("PortForward", laterStreams)
 }
 
-// ContainerStats implements RuntimeService.
-func (*Server) ContainerStats(context.Context, *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
-	return nil, later("ContainerStats", laterStats)
-}
-
-// ListContainerStats implements RuntimeService.
-func (*Server) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	return nil, later("ListContainerStats", laterStats)
-}
-
-// PodSandboxStats implements RuntimeService.
-func (*Server) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
-	return nil, later("PodSandboxStats", laterStats)
-}
-
-// ListPodSandboxStats implements RuntimeService.
-func (*Server) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	return nil, later("ListPodSandboxStats", laterStats)
-}
-
 // ListMetricDescriptors implements RuntimeService.
 func (*Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	return nil, later("ListMetricDescriptors", laterStats)
+	return nil, later("ListMetricDescriptors", laterMetrics)
 }
 
 // ListPodSandboxMetrics implements RuntimeService.
 func (*Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	return nil, later("ListPodSandboxMetrics", laterStats)
+	return nil, later("ListPodSandboxMetrics", laterMetrics)
 }
 
 // CheckpointContainer implements RuntimeService.

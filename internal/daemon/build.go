@@ -22,6 +22,7 @@ import (
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
+	"github.com/berth-run/berth/internal/stats"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -40,6 +41,7 @@ type parts struct {
 	runtime *runtime.Runtime
 	pods    *pod.Manager
 	nri     *nri.NRI // nil: not enabled
+	stats   *stats.Collector
 	calls   *telemetry.Calls
 	api     *cri.Server
 }
@@ -85,8 +87,10 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
+	d.stats = stats.New(stats.Config{Cgroups: k.cgroups, Driver: driver, Log: d.log})
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks}, d.log)
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks,
+			Ended: d.stats.Forget}, d.log)
 	d.calls = telemetry.NewCalls()
 	d.api = cri.New(d.apiConfig(driver, specs))
 	return nil
@@ -113,6 +117,7 @@ func (d *daemon) apiConfig(driver string, specs specMaker) cri.Config {
 	return cri.Config{
 		Pods:         d.pods,
 		Images:       d.images,
+		Stats:        d.stats,
 		NetworkReady: d.network.Ready,
 		Version:      d.flags.Version,
 		CgroupDriver: driver,
@@ -146,6 +151,9 @@ func (d *daemon) close() error {
 	}
 	if d.nri != nil {
 		d.nri.Stop()
+	}
+	if d.stats != nil {
+		d.stats.Close()
 	}
 	if d.runtime != nil {
 		d.runtime.Close()

@@ -61,6 +61,9 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 	return Rootfs{Mounts: []Mount{{Type: "overlay", Source: "overlay", Options: options}}}, nil
 }
 
+// WritableLayer is the folder of a container's writable layer, whether there is one or not.
+func (s *Store) WritableLayer(id string) string { return filepath.Join(s.cfg.Rootfs, id, "upper") }
+
 func validID(id string) bool {
 	return id != "" && len(id) <= 128 && strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz-") == ""
 }

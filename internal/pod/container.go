@@ -102,10 +102,12 @@ type ContainerStatus struct {
 	Reason, Message                  string
 	ImageID, ImageRef                string
 	LogPath                          string // absolute; empty without a log
-	Resources                        *runtimeapi.LinuxContainerResources
-	StopSignal                       int
-	UID, GID                         int64
-	Groups                           []int64
+	// CgroupsPath is as in the OCI spec: a path, or "slice:prefix:id" under systemd.
+	CgroupsPath string
+	Resources   *runtimeapi.LinuxContainerResources
+	StopSignal  int
+	UID, GID    int64
+	Groups      []int64
 }
 
 type containerPaths struct {
@@ -172,7 +174,7 @@ func (c *Container) publish() {
 	c.status.Store(&ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
-		LogPath: c.paths.log, Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups})
+		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups})
 }
 
 // update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.

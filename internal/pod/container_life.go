@@ -290,6 +290,7 @@ func (c *Container) exited(f func(*containerRecord)) {
 	}
 	c.mu.Unlock()
 	if st := c.Status(); first {
+		c.m.ended(c.ID)
 		c.log.Info("container has exited", "exit_code", st.ExitCode, "reason", st.Reason)
 	}
 }

@@ -443,7 +443,7 @@ func newNode(t *testing.T, w *world, dir string) *node {
 	hooks := &fakeHooks{life: l}
 	m := New(Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), NetnsDir: filepath.Join(dir, "netns"),
 		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: 200 * time.Millisecond, ShimPatience: cmp.Or(w.patience, time.Minute)},
-		Parts{fakeRuntime{l}, fakeNetwork{l}, fakeImages{l}, fakeHost{l}, fakeSpecs{}, hooks}, slog.New(slog.DiscardHandler))
+		Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Hooks: hooks}, slog.New(slog.DiscardHandler))
 	if _, err := m.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}

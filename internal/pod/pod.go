@@ -56,6 +56,8 @@ type Parts struct {
 	Specs   Specs
 	// Hooks may be nil: nobody listens.
 	Hooks Hooks
+	// Ended, if set, is told when a container has exited or a sandbox has stopped, perhaps more than once. It must not block.
+	Ended func(id string)
 }
 
 // Manager owns all sandboxes and containers of the node.
@@ -93,6 +95,12 @@ func (m *Manager) Close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("shut down: operations in flight are left to the next start: %w", context.Cause(ctx))
+	}
+}
+
+func (m *Manager) ended(id string) {
+	if m.parts.Ended != nil {
+		m.parts.Ended(id)
 	}
 }
 

@@ -273,7 +273,7 @@ func TestAfterARebootAllIsExitedAndTheNetworkReleased(t *testing.T) {
 	m := New(n.cfg, n.parts, n.log)
 	m.cfg.Boot = "boot-2"
 	l := n.w.start()
-	m.parts = Parts{fakeRuntime{l}, fakeNetwork{l}, fakeImages{l}, fakeHost{l}, fakeSpecs{}, &fakeHooks{life: l}}
+	m.parts = Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Hooks: &fakeHooks{life: l}}
 	if err := os.RemoveAll(n.cfg.State); err != nil {
 		t.Fatal(err)
 	}

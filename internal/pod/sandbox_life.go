@@ -219,6 +219,7 @@ func (s *Sandbox) stop(ctx context.Context) error {
 		return err
 	}
 	s.toldStopped(ctx)
+	s.m.ended(s.ID)
 	if err := s.plan.DownTo(ctx, s.allButState()...); err != nil {
 		return err
 	}
@@ -294,6 +295,7 @@ func (s *Sandbox) remove(ctx context.Context) error {
 		return err
 	}
 	s.toldStopped(ctx)
+	s.m.ended(s.ID)
 	if err := s.plan.Down(ctx); err != nil {
 		return err
 	}
@@ -330,6 +332,7 @@ func (s *Sandbox) lost(why string) {
 	}
 	s.log.Error("sandbox is lost", "why", why)
 	s.learn(func(r *sandboxRecord) { r.StoppedAt, r.Why = now(), why })
+	s.m.ended(s.ID)
 }
 
 // shimLost deals with a shim that died: its containers cannot go on without it (their pipes are broken and

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package stats tells what pods and containers use, read at the moment of the question from cgroups, network namespaces and the
+// writable layers. It keeps no history but one sample for rates, and does nothing while nobody asks. cri asks.
+package stats
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/berth-run/berth/internal/linux/cgroup"
+	"github.com/berth-run/berth/internal/linux/cgroup/usage"
+	"github.com/berth-run/berth/internal/linux/netns"
+)
+
+const (
+	// minWindow is the shortest time that a rate is computed over: two callers a millisecond apart would see noise.
+	minWindow = time.Second
+	// restTime is after how long without a question files are closed.
+	restTime = 2 * time.Minute
+	// maxHeld bounds the cgroups whose files are kept open, some ten files each. Further ones are opened for each answer.
+	maxHeld = 4096
+)
+
+// Config says where to look.
+type Config struct {
+	Cgroups *cgroup.Hierarchies
+	// Driver is "cgroupfs" or "systemd".
+	Driver string
+	Log    *slog.Logger
+}
+
+// Collector reads. Its methods may be called from any goroutine.
+type Collector struct {
+	cfg    Config
+	layers *layers
+
+	mu      sync.Mutex // guards the map and rest; held for look-ups only
+	objects map[string]*object
+	rest    *time.Timer
+	asked   time.Time
+}
+
+// object is what is kept of a pod or container between two questions.
+type object struct {
+	files *usage.Files
+
+	mu   sync.Mutex
+	rate rate
+}
+
+// New makes a Collector; Close ends it.
+func New(c Config) *Collector {
+	return &Collector{cfg: c, layers: newLayers(c.Log), objects: map[string]*object{}}
+}
+
+// Close closes all files and ends what runs in the background.
+func (c *Collector) Close() {
+	c.layers.close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rest != nil {
+		c.rest.Stop()
+	}
+	c.closeFiles()
+}
+
+// Preconditions: c.mu is held.
+func (c *Collector) closeFiles() {
+	for _, o := range c.objects {
+		o.files.Close()
+	}
+}
+
+// Keep forgets all objects but those with the given IDs.
+func (c *Collector) Keep(ids map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, o := range c.objects {
+		if !ids[id] {
+			o.files.Close()
+			delete(c.objects, id)
+		}
+	}
+	c.layers.keep(ids)
+}
+
+// Forget forgets one object, whose cgroup is about to be removed.
+func (c *Collector) Forget(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.objects[id]; o != nil {
+		o.files.Close()
+		delete(c.objects, id)
+	}
+}
+
+// Usage is what a pod or a container uses at one instant.
+type Usage struct {
+	usage.Usage
+	// NanoCores is the CPU time per second since the sample before, in nanoseconds (CRI: usage_nano_cores). The first question has none.
+	NanoCores usage.Counter
+	// Tasks are the threads of a pod; of a container they are not asked for.
+	Tasks usage.Counter
+}
+
+// Container reads a container's cgroup, named as in the OCI spec. usage.ErrGone: it has none (any more).
+func (c *Collector) Container(id, cgroupsPath string) (Usage, error) {
+	o, err := c.object(id, func() (string, error) { return cgroup.ResolveOCI(cgroupsPath) })
+	if err != nil {
+		return Usage{}, err
+	}
+	return c.read(o)
+}
+
+// Pod reads a pod's cgroup, named as in CRI's cgroup_parent. usage.ErrGone: it has none (any more).
+func (c *Collector) Pod(id, parent string) (Usage, error) {
+	o, err := c.object(id, func() (string, error) { return cgroup.ParentPath(c.cfg.Driver, parent) })
+	if err != nil {
+		return Usage{}, err
+	}
+	u, err := c.read(o)
+	if err == nil {
+		u.Tasks, err = o.files.Tasks()
+	}
+	return u, err
+}
+
+func (c *Collector) read(o *object) (Usage, error) {
+	u, err := o.files.Read()
+	if err != nil {
+		o.files.Close() // a cgroup of the same name that comes later has other files
+		return Usage{}, err
+	}
+	out := Usage{Usage: u}
+	if u.CPU.Known {
+		o.mu.Lock()
+		out.NanoCores = o.rate.next(u.CPUAt, u.CPU.Value)
+		o.mu.Unlock()
+	}
+	return out, nil
+}
+
+// Detail is what metrics show of a cgroup.
+type Detail struct {
+	Usage
+	usage.Detail
+	// Path is the cgroup's, below the mount points.
+	Path string
+}
+
+// ContainerDetail reads all of a container's figures. usage.ErrGone.
+func (c *Collector) ContainerDetail(id, cgroupsPath string) (Detail, error) {
+	u, err := c.Container(id, cgroupsPath)
+	if err != nil {
+		return Detail{}, err
+	}
+	return c.detail(id, u)
+}
+
+// PodDetail reads all of a pod's figures. usage.ErrGone.
+func (c *Collector) PodDetail(id, parent string) (Detail, error) {
+	u, err := c.Pod(id, parent)
+	if err != nil {
+		return Detail{}, err
+	}
+	return c.detail(id, u)
+}
+
+func (c *Collector) detail(id string, u Usage) (Detail, error) {
+	c.mu.Lock()
+	o := c.objects[id]
+	c.mu.Unlock()
+	if o == nil { // forgotten by Keep meanwhile
+		return Detail{}, fmt.Errorf("read cgroup of %s: %w", id, usage.ErrGone)
+	}
+	d, err := o.files.ReadDetail()
+	return Detail{Usage: u, Detail: d, Path: o.files.Path()}, err
+}
+
+// Network reads the counters of all interfaces of a pod but lo, by its pinned network namespace.
+func (c *Collector) Network(pin string) ([]netns.Interface, error) {
+	all, err := netns.Interfaces(pin)
+	if err != nil {
+		return nil, err
+	}
+	out := all[:0]
+	for _, i := range all {
+		if i.Name != "lo" {
+			out = append(out, i)
+		}
+	}
+	return out, nil
+}
+
+// object finds what is known of id, and notes that somebody asks.
+func (c *Collector) object(id string, path func() (string, error)) (*object, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = time.Now()
+	if c.rest == nil {
+		c.rest = time.AfterFunc(restTime, c.relax)
+	}
+	if o := c.objects[id]; o != nil {
+		return o, nil
+	}
+	p, err := path()
+	if err != nil {
+		return nil, fmt.Errorf("statistics of %s: %w", id, err)
+	}
+	o := &object{files: usage.Of(c.cfg.Cgroups, p)}
+	if len(c.objects) >= maxHeld {
+		for other, old := range c.objects { // any: the rate of one is lost
+			old.files.Close()
+			delete(c.objects, other)
+			break
+		}
+	}
+	c.objects[id] = o
+	return o, nil
+}
+
+// relax closes the files when nobody has asked for a while; until then it comes again.
+func (c *Collector) relax() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if left := restTime - time.Since(c.asked); left > 0 {
+		c.rest.Reset(left)
+		return
+	}
+	c.rest = nil
+	c.closeFiles()
+}
+
+// rate turns a counter into what it grows by each second.
+type rate struct {
+	at      time.Time
+	counter uint64
+	last    usage.Counter
+}
+
+// next takes a sample. Samples that come sooner than minWindow after the one before get the rate of that.
+func (r *rate) next(at time.Time, counter uint64) usage.Counter {
+	window := at.Sub(r.at)
+	switch {
+	case r.at.IsZero(), counter < r.counter: // a new cgroup under an old name
+		*r = rate{at: at, counter: counter}
+	case window >= minWindow:
+		perSecond := float64(counter-r.counter) / window.Seconds()
+		*r = rate{at: at, counter: counter, last: usage.Counter{Value: uint64(perSecond), Known: true}}
+	}
+	return r.last
+}
