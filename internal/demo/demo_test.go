@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,17 +50,6 @@ func TestSubnetOverlapsNothing(t *testing.T) {
 	ten := netip.MustParsePrefix("10.0.0.0/8")
 	if !overlaps(netip.MustParsePrefix("10.1.2.0/24"), []netip.Prefix{ten}) {
 		t.Error("a subnet in 10/8 does not overlap it")
-	}
-}
-
-func TestRulesAreSplitAsTheyAreQuoted(t *testing.T) {
-	got := splitRule(`-A POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \"net\" id: \"x\"" -j CNI-1`)
-	want := []string{"-A", "POSTROUTING", "-s", "10.1.0.2/32", "-m", "comment", "--comment", `name: "net" id: "x"`, "-j", "CNI-1"}
-	if !slices.Equal(got, want) || target(got) != "CNI-1" {
-		t.Errorf("got %q", got)
-	}
-	if target([]string{"-A", "X", "-j"}) != "" {
-		t.Error("a rule without an end has a target")
 	}
 }
 

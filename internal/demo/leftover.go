@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/iptables"
 )
 
 // state is what the demo's plugins change on the machine outside of its own things; it is put back.
@@ -166,8 +168,8 @@ func (d *demo) ports() ([]string, error) {
 	return ports, err
 }
 
-// natRules are the lines of `iptables -t nat -S`, each as arguments.
-func natRules(ctx context.Context) ([][]string, error) {
+// natRules are the lines of `iptables -t nat -S`.
+func natRules(ctx context.Context) ([]iptables.Rule, error) {
 	var errText bytes.Buffer
 	cmd := exec.CommandContext(ctx, "iptables", "-w", "10", "-t", "nat", "-S")
 	cmd.Stderr = &errText
@@ -175,49 +177,17 @@ func natRules(ctx context.Context) ([][]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list packet filter rules: %w: %s", err, strings.TrimSpace(errText.String()))
 	}
-	var rules [][]string
+	var rules []iptables.Rule
 	for line := range strings.Lines(string(out)) {
-		rules = append(rules, splitRule(strings.TrimSpace(line)))
+		rules = append(rules, iptables.Parse(line))
 	}
 	return rules, nil
 }
 
-// splitRule splits a rule into arguments; a quoted one may have spaces.
-func splitRule(line string) []string {
-	var args []string
-	var arg strings.Builder
-	quoted, escaped := false, false
-	for _, r := range line {
-		switch {
-		case escaped:
-			arg.WriteRune(r)
-			escaped = false
-		case r == '\\':
-			escaped = true
-		case r == '"':
-			quoted = !quoted
-		case r == ' ' && !quoted:
-			args = append(args, arg.String())
-			arg.Reset()
-		default:
-			arg.WriteRune(r)
-		}
-	}
-	return append(args, arg.String())
-}
-
 // ownRules are rules that name the demo's network: the plugins put its name into their comments.
-func (d *demo) ownRules(ctx context.Context) ([][]string, error) {
+func (d *demo) ownRules(ctx context.Context) ([]iptables.Rule, error) {
 	rules, err := natRules(ctx)
-	return slices.DeleteFunc(rules, func(r []string) bool { return !strings.Contains(strings.Join(r, " "), d.network) }), err
-}
-
-// target is the chain that a rule leads to.
-func target(rule []string) string {
-	if i := slices.Index(rule, "-j"); i > 0 && i+1 < len(rule) {
-		return rule[i+1]
-	}
-	return ""
+	return slices.DeleteFunc(rules, func(r iptables.Rule) bool { return !strings.Contains(strings.Join(r, " "), d.network) }), err
 }
 
 // cgroups are the demo's cgroup and those below it in each hierarchy, parents first.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/iptables"
 )
 
 // sweep removes all that is the demo's own, whether it should have been left or not, and puts back what its plugins have changed on
@@ -77,7 +79,7 @@ func run(ctx context.Context, args ...string) error {
 	return nil
 }
 
-func iptables(ctx context.Context, args ...string) error {
+func natTable(ctx context.Context, args ...string) error {
 	return run(ctx, append([]string{"iptables", "-w", "10", "-t", "nat"}, args...)...)
 }
 
@@ -87,13 +89,13 @@ func (d *demo) sweepRules(ctx context.Context) error {
 	errs := []error{err}
 	var chains []string
 	for _, r := range rules {
-		if to := target(r); strings.HasPrefix(to, "CNI-") && !slices.Contains(portmapChains, to) {
+		if to := r.Target(); strings.HasPrefix(to, "CNI-") && !slices.Contains(portmapChains, to) {
 			chains = append(chains, to)
 		}
-		errs = append(errs, iptables(ctx, append([]string{"-D"}, r[1:]...)...))
+		errs = append(errs, natTable(ctx, r.Deletion()...))
 	}
 	for _, c := range chains {
-		errs = append(errs, iptables(ctx, "-F", c), iptables(ctx, "-X", c))
+		errs = append(errs, natTable(ctx, "-F", c), natTable(ctx, "-X", c))
 	}
 	return errors.Join(errs...)
 }
@@ -107,19 +109,19 @@ func (d *demo) sweepChains(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	inUse := slices.ContainsFunc(rules, func(r []string) bool { return len(r) > 2 && r[0] == "-A" && r[1] == portmapChains[0] })
+	inUse := slices.ContainsFunc(rules, func(r iptables.Rule) bool { return len(r) > 2 && r[0] == "-A" && r[1] == portmapChains[0] })
 	if inUse || slices.Contains(d.before.chains, portmapChains[0]) {
 		return nil
 	}
 	var errs []error
 	for _, r := range rules {
-		if r[0] == "-A" && slices.Contains(portmapChains, target(r)) {
-			errs = append(errs, iptables(ctx, append([]string{"-D"}, r[1:]...)...))
+		if r[0] == "-A" && slices.Contains(portmapChains, r.Target()) {
+			errs = append(errs, natTable(ctx, r.Deletion()...))
 		}
 	}
 	for _, c := range portmapChains {
-		if slices.ContainsFunc(rules, func(r []string) bool { return slices.Equal(r, []string{"-N", c}) }) {
-			errs = append(errs, iptables(ctx, "-F", c), iptables(ctx, "-X", c))
+		if slices.ContainsFunc(rules, func(r iptables.Rule) bool { return slices.Equal(r, iptables.Rule{"-N", c}) }) {
+			errs = append(errs, natTable(ctx, "-F", c), natTable(ctx, "-X", c))
 		}
 	}
 	return errors.Join(errs...)

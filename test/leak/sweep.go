@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/berth-run/berth/internal/linux/iptables"
 )
 
 // Sweep removes by force all that is the scope's own, whether it leaked or not: so a test that fails leaves
@@ -62,15 +64,14 @@ func (s Scope) DropRules() error {
 		errs = append(errs, err)
 		var chains []string
 		for line := range strings.Lines(out) {
-			if !strings.Contains(line, s.Network) {
+			rule := iptables.Parse(line)
+			if !strings.Contains(line, s.Network) || rule.Deletion() == nil {
 				continue
 			}
-			args := splitRule(strings.TrimSpace(line))
-			if i := slices.Index(args, "-j"); i > 0 && cniChain.MatchString(":"+args[i+1]+" ") {
-				chains = append(chains, args[i+1])
+			if to := rule.Target(); cniChain.MatchString(":" + to + " ") {
+				chains = append(chains, to)
 			}
-			args[0] = "-D"
-			_, err := output(tool, append([]string{"-w", "-t", "nat"}, args...)...)
+			_, err := output(tool, append([]string{"-w", "-t", "nat"}, rule.Deletion()...)...)
 			errs = append(errs, err)
 		}
 		for _, c := range chains {
@@ -80,30 +81,6 @@ func (s Scope) DropRules() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// splitRule splits a line of iptables-save into arguments: a quoted comment is one.
-func splitRule(line string) []string {
-	var args []string
-	var arg strings.Builder
-	quoted, escaped := false, false
-	for _, r := range line {
-		switch {
-		case escaped:
-			arg.WriteRune(r)
-			escaped = false
-		case r == '\\':
-			escaped = true
-		case r == '"':
-			quoted = !quoted
-		case r == ' ' && !quoted:
-			args = append(args, arg.String())
-			arg.Reset()
-		default:
-			arg.WriteRune(r)
-		}
-	}
-	return append(args, arg.String())
 }
 
 func (s Scope) dropCgroups() error {
