@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -103,6 +104,19 @@ func socket(v any) error {
 
 func anything(any) error { return nil }
 
+// address accepts what can be both listened on and connected to.
+func address(v any) error {
+	s := v.(string)
+	ip, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not an IP address", s)
+	case ip.IsUnspecified():
+		return fmt.Errorf("%q is no address to connect to: write the node's own", s)
+	}
+	return nil
+}
+
 func word(v any) error {
 	if s := v.(string); strings.ContainsAny(s, " \t\r\n:\x00") {
 		return fmt.Errorf("%q is not a name", s)
@@ -182,6 +196,22 @@ func validateTogether(c *Config) Problems {
 	}
 	if len(c.NRI.RequiredPlugins) > 0 && !c.NRI.Enable {
 		found = append(found, Problem{Key: "nri.required_plugins", Text: "are required, but nri.enable is false"})
+	}
+	return append(found, validateStreaming(c.Streaming)...)
+}
+
+// validateStreaming keeps streams that anybody can read off the network.
+func validateStreaming(s Streaming) Problems {
+	var found Problems
+	switch ip, err := netip.ParseAddr(s.Address); {
+	case s.CertFile != "" && s.KeyFile == "":
+		found = append(found, Problem{Key: "streaming.key_file", Text: "is missing: streaming.cert_file is set"})
+	case s.CertFile == "" && s.KeyFile != "":
+		found = append(found, Problem{Key: "streaming.cert_file", Text: "is missing: streaming.key_file is set"})
+	case s.CertFile == "" && s.ClientCAFile != "":
+		found = append(found, Problem{Key: "streaming.client_ca_file", Text: "needs streaming.cert_file and streaming.key_file"})
+	case s.CertFile == "" && err == nil && !ip.IsLoopback():
+		found = append(found, Problem{Key: "streaming.address", Text: fmt.Sprintf("%q is not a loopback address: set streaming.cert_file and streaming.key_file", s.Address)})
 	}
 	return found
 }

@@ -33,14 +33,15 @@ type Config struct {
 	// DeviceOwnership gives a container's devices to its run_as_user and run_as_group.
 	DeviceOwnership bool
 
-	Log      Log
-	Network  Network
-	Registry Registry
-	Runtimes map[string]*Runtime
-	Shim     Shim
-	Cgroup   Cgroup
-	Exec     Exec
-	NRI      NRI
+	Log       Log
+	Network   Network
+	Registry  Registry
+	Runtimes  map[string]*Runtime
+	Shim      Shim
+	Cgroup    Cgroup
+	Exec      Exec
+	Streaming Streaming
+	NRI       NRI
 }
 
 // Log says what the daemon logs to its standard error.
@@ -110,6 +111,18 @@ type Exec struct {
 	SyncOutputLimit int
 }
 
+// Streaming says where and how exec, attach and port-forward are served.
+type Streaming struct {
+	Address         string
+	Port            int
+	CertFile        string
+	KeyFile         string
+	ClientCAFile    string
+	IdleTimeout     time.Duration
+	CreationTimeout time.Duration
+	MaxSessions     int
+}
+
 // NRI says where NRI plugins come from, and what is demanded of them.
 type NRI struct {
 	Enable bool
@@ -155,9 +168,10 @@ func base() *Config {
 			MaxConcurrentDownloads: 4,
 			StallTimeout:           60 * time.Second,
 		},
-		Runtimes: map[string]*Runtime{"runc": {Type: "oci"}},
-		Cgroup:   Cgroup{Driver: "auto", Parent: "berth"},
-		Exec:     Exec{SyncOutputLimit: MaxSyncOutput},
+		Runtimes:  map[string]*Runtime{"runc": {Type: "oci"}},
+		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
+		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},
+		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: 4 * time.Hour, CreationTimeout: 30 * time.Second, MaxSessions: 1000},
 		NRI: NRI{
 			Socket:              "/var/run/nri/nri.sock",
 			PluginDir:           "/opt/nri/plugins",

@@ -113,6 +113,24 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(res.ExitCode)}, nil
 }
 
+// Exec implements RuntimeService.
+func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	url, err := s.c.Streams.Exec(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecResponse{Url: url}, nil
+}
+
+// Attach implements RuntimeService.
+func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	url, err := s.c.Streams.Attach(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.AttachResponse{Url: url}, nil
+}
+
 // maxAnswer is what a gRPC client takes, 16 MiB, less room for the message around it.
 const maxAnswer = 16<<20 - 64<<10
 

@@ -51,11 +51,20 @@ type Handler struct {
 // Condition is a condition of the node's that Status reports beside those that the kubelet acts on. Without a Reason it is true.
 type Condition struct{ Type, Reason, Message string }
 
+// Streams hands out the URLs of streaming sessions. Implementation: stream.Server.
+type Streams interface {
+	Exec(r *runtimeapi.ExecRequest) (url string, err error)
+	Attach(r *runtimeapi.AttachRequest) (url string, err error)
+	PortForward(r *runtimeapi.PortForwardRequest) (url string, err error)
+}
+
 // Config is what a Server must know; daemon fills it.
 type Config struct {
 	Pods   *pod.Manager
 	Images Images
 	Stats  Stats
+	// Streams serves Exec, Attach and PortForward.
+	Streams Streams
 	// NetworkReady is nil, or why pods cannot have a network now.
 	NetworkReady func() error
 	// Version is Berth's own.

@@ -82,7 +82,6 @@ func TestSandboxStatusHasWhatTheKubeletValidates(t *testing.T) {
 func TestWhatComesLaterSaysSo(t *testing.T) {
 	s := New(Config{})
 	for name, f := range map[string]func() error{
-		"Exec":                  func() error { _, err := s.Exec(t.Context(), nil); return err },
 		"ListPodSandboxMetrics": func() error { _, err := s.ListPodSandboxMetrics(t.Context(), nil); return err },
 		"CheckpointPod":         func() error { _, err := s.CheckpointPod(t.Context(), nil); return err },
 		"StreamImages":          func() error { return s.StreamImages(nil, nil) },

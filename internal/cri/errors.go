@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berth-run/berth/internal/cri/stream"
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/pod"
@@ -38,6 +39,7 @@ var classes = []struct {
 	{image.ErrUnavailable, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
 	{pod.ErrUnavailable, codes.Unavailable},
+	{stream.ErrBusy, codes.ResourceExhausted},
 	{runtime.ErrShimGone, codes.Unavailable},
 	{nri.ErrRequired, codes.Unavailable},
 	{nri.ErrRefused, codes.FailedPrecondition},

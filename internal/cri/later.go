@@ -13,7 +13,6 @@ import (
 
 // What this release does not do yet says so, and what to use meanwhile: a client can fall back, nothing pretends.
 const (
-	laterStreams    = "streaming (exec, attach, port-forward) comes with a later release; ExecSync works"
 	laterMetrics    = "metrics come with a later release"
 	laterCheckpoint = "checkpoint and restore come with a later release"
 	laterLists      = "streamed lists come with a later release; the plain list calls work"
@@ -22,21 +21,6 @@ const (
 
 func later(rpc, what string) error {
 	return status.Errorf(codes.Unimplemented, "%s is not implemented: %s", rpc, what)
-}
-
-// Exec implements RuntimeService.
-func (*Server) Exec(context.Context, *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	return nil, later("Exec", laterStreams)
-}
-
-// Attach implements RuntimeService.
-func (*Server) Attach(context.Context, *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	return nil, later("Attach", laterStreams)
-}
-
-// PortForward implements RuntimeService.
-func (*Server) PortForward(context.Context, *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	return nil, later("PortForward", laterStreams)
 }
 
 // ListMetricDescriptors implements RuntimeService.

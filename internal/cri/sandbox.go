@@ -72,6 +72,15 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.Up
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.c.Pods.UpdateSandboxResources(ctx, r.GetPodSandboxId(), r.GetResources(), r.GetOverhead())
 }
 
+// PortForward implements RuntimeService.
+func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	url, err := s.c.Streams.PortForward(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PortForwardResponse{Url: url}, nil
+}
+
 func sandboxState(st *pod.SandboxStatus) runtimeapi.PodSandboxState {
 	if st.Ready {
 		return runtimeapi.PodSandboxState_SANDBOX_READY

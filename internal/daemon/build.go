@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/cri"
+	"github.com/berth-run/berth/internal/cri/stream"
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/linux/cgroup/slice"
@@ -44,6 +45,7 @@ type parts struct {
 	stats   *stats.Collector
 	calls   *telemetry.Calls
 	api     *cri.Server
+	streams *stream.Server
 }
 
 // open builds all parts. What it has opened when one fails is closed by close.
@@ -91,6 +93,9 @@ func (d *daemon) open(ctx context.Context) error {
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
 		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks,
 			Ended: d.stats.Forget}, d.log)
+	if d.streams, err = stream.New(d.streamConfig()); err != nil {
+		return err
+	}
 	d.calls = telemetry.NewCalls()
 	d.api = cri.New(d.apiConfig(driver, specs))
 	return nil
@@ -117,6 +122,7 @@ func (d *daemon) apiConfig(driver string, specs specMaker) cri.Config {
 	return cri.Config{
 		Pods:         d.pods,
 		Images:       d.images,
+		Streams:      d.streams,
 		Stats:        d.stats,
 		NetworkReady: d.network.Ready,
 		Version:      d.flags.Version,
@@ -144,6 +150,9 @@ func (d *daemon) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
 	var errs []error
+	if d.streams != nil {
+		errs = append(errs, d.streams.Close())
+	}
 	if d.pods != nil {
 		if err := d.pods.Close(ctx); err != nil {
 			d.log.Warn("shutdown", "error", err)
@@ -222,6 +231,12 @@ func (d *daemon) networkConfig() network.Config {
 		n.BinDirs = append(append([]string(nil), n.BinDirs...), filepath.Join(filepath.Dir(self), "cni"))
 	}
 	return n
+}
+
+func (d *daemon) streamConfig() stream.Config {
+	c := d.cfg.Streaming
+	return stream.Config{Pods: d.pods, Address: c.Address, Port: c.Port, CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile,
+		IdleTimeout: c.IdleTimeout, CreationTimeout: c.CreationTimeout, MaxSessions: c.MaxSessions, Log: d.log}
 }
 
 func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {

@@ -123,8 +123,9 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 	// The start has read much that is not needed again: what serves for weeks begins small.
 	debug.FreeOSMemory()
 	server := d.newServer()
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- server.Serve(l) }()
+	go func() { served <- d.streams.Serve() }()
 	d.notify(sdnotify.SdNotifyReady)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -132,7 +133,7 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 	for {
 		select {
 		case err := <-served:
-			return fmt.Errorf("serve %s: %w", d.cfg.Socket, err)
+			return fmt.Errorf("serve on %s: %w", d.cfg.Socket, err)
 		case <-hup:
 			d.reload()
 		case <-ctx.Done():

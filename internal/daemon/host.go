@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,6 +27,10 @@ type kernel struct {
 	slices  *slice.Manager // nil under cgroupfs
 	// oomFloor is the lowest oom_score_adj that this daemon may set.
 	oomFloor int
+}
+
+func (k kernel) Dial(ctx context.Context, path string, address netip.AddrPort) (net.Conn, error) {
+	return netns.Dial(ctx, path, address)
 }
 
 func (k kernel) CreateNamespaces(r pod.NamespaceRequest) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/linux/user"
 	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
 )
 
@@ -128,8 +129,8 @@ func (m specMaker) Pause(r pod.SpecRequest) ([]byte, error) {
 	return json.Marshal(generated)
 }
 
-func (specMaker) Exec(configJSON []byte, cmd []string, tty bool) ([]byte, error) {
-	return spec.ExecJSON(configJSON, cmd, tty)
+func (specMaker) Exec(configJSON []byte, cmd []string, tty bool, size runtime.Size) ([]byte, error) {
+	return spec.ExecJSON(configJSON, cmd, tty, size.Width, size.Height)
 }
 
 func (m specMaker) Update(old, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {

@@ -25,22 +25,31 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	if err != nil {
 		return runtime.ExecResult{}, err
 	}
-	if len(cmd) == 0 {
-		return runtime.ExecResult{}, fmt.Errorf("%s: exec: cmd is empty: %w", c, ErrInvalid)
-	}
-	config, err := os.ReadFile(c.paths.spec)
+	process, err := c.execProcess(cmd, false, runtime.Size{})
 	if err != nil {
-		return runtime.ExecResult{}, fmt.Errorf("%s: exec: %w", c, err)
-	}
-	process, err := m.parts.Specs.Exec(config, cmd, false)
-	if err != nil {
-		return runtime.ExecResult{}, fmt.Errorf("%s: exec: %w", c, err)
+		return runtime.ExecResult{}, err
 	}
 	result, err := shim.ExecSync(ctx, c.ID, runtime.ExecRequest{ID: newID(), Process: process, Timeout: timeout, Limit: m.cfg.ExecOutputLimit})
 	if err != nil {
 		return result, fmt.Errorf("%s: exec %q: %w", c, cmd[0], err)
 	}
 	return result, nil
+}
+
+// execProcess is what runs cmd as the container's own process would run.
+func (c *Container) execProcess(cmd []string, tty bool, size runtime.Size) ([]byte, error) {
+	if len(cmd) == 0 {
+		return nil, fmt.Errorf("%s: exec: cmd is empty: %w", c, ErrInvalid)
+	}
+	config, err := os.ReadFile(c.paths.spec)
+	if err != nil {
+		return nil, fmt.Errorf("%s: exec: %w", c, err)
+	}
+	process, err := c.m.parts.Specs.Exec(config, cmd, tty, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: exec: %w", c, err)
+	}
+	return process, nil
 }
 
 // running finds a container that runs, with its shim.

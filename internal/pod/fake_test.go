@@ -8,8 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -185,6 +188,11 @@ func idOf(path string) string {
 	return path
 }
 
+func (fakeHost) Dial(ctx context.Context, _ string, address netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", address.String())
+}
+
 func (f fakeHost) CreateNamespaces(r NamespaceRequest) error {
 	return f.hold("namespaces", idOf(r.Pins.Net))
 }
@@ -258,8 +266,10 @@ func (fakeSpecs) Container(r SpecRequest) (ContainerSpec, error) {
 	raw, err := json.Marshal(r.Container.GetLinux().GetResources())
 	return ContainerSpec{JSON: raw, StopSignal: 15}, err
 }
-func (fakeSpecs) Pause(SpecRequest) ([]byte, error)                   { return []byte("{}"), nil }
-func (fakeSpecs) Exec(_ []byte, cmd []string, _ bool) ([]byte, error) { return json.Marshal(cmd) }
+func (fakeSpecs) Pause(SpecRequest) ([]byte, error) { return []byte("{}"), nil }
+func (fakeSpecs) Exec(_ []byte, cmd []string, _ bool, _ runtime.Size) ([]byte, error) {
+	return json.Marshal(cmd)
+}
 func (fakeSpecs) Update(_, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {
 	return []byte("{}"), new, nil
 }
@@ -404,6 +414,16 @@ func (v shimView) ReopenLog(context.Context, string) error      { return nil }
 func (v shimView) Close() error                                 { return nil }
 func (v shimView) ExecSync(context.Context, string, runtime.ExecRequest) (runtime.ExecResult, error) {
 	return runtime.ExecResult{ExitCode: 3}, nil
+}
+
+func (v shimView) Exec(_ context.Context, _ string, _ []byte, s runtime.Session) (int, error) {
+	_, err := io.Copy(s.Stdout, s.Stdin)
+	return 3, err
+}
+
+func (v shimView) Attach(_ context.Context, _ string, s runtime.Session, _ bool) error {
+	_, err := io.Copy(s.Stdout, s.Stdin)
+	return err
 }
 
 func (v shimView) Info(ctx context.Context) (runtime.Info, error) {

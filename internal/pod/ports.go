@@ -4,6 +4,8 @@ package pod
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -42,6 +44,9 @@ type Shim interface {
 	Update(ctx context.Context, id string, resources []byte) error
 	ReopenLog(ctx context.Context, id string) error
 	ExecSync(ctx context.Context, id string, r runtime.ExecRequest) (runtime.ExecResult, error)
+	// Exec and Attach serve a client's session to its end; see runtime.Shim.
+	Exec(ctx context.Context, id string, process []byte, session runtime.Session) (code int, err error)
+	Attach(ctx context.Context, id string, session runtime.Session, keep bool) error
 	Info(ctx context.Context) (runtime.Info, error)
 	// Shutdown ends a shim without tasks, or with now any; a shim that is gone is success.
 	Shutdown(ctx context.Context, now bool) error
@@ -72,6 +77,8 @@ type Images interface {
 
 // Host is what a pod holds of the kernel. Each release is idempotent.
 type Host interface {
+	// Dial connects to a TCP port from inside a network namespace; empty: the host's.
+	Dial(ctx context.Context, netns string, address netip.AddrPort) (net.Conn, error)
 	CreateNamespaces(NamespaceRequest) error
 	RemoveNamespaces(NamespacePins) error
 	// SetInterfaceSysctls sets those sysctls of interfaces that only the network made.
@@ -113,8 +120,9 @@ type Specs interface {
 	// Container returns config.json and what was resolved on the way.
 	Container(SpecRequest) (ContainerSpec, error)
 	Pause(SpecRequest) ([]byte, error)
-	// Exec returns an OCI process like the one of the config.json given, with another command.
-	Exec(configJSON []byte, cmd []string, tty bool) ([]byte, error)
+	// Exec returns an OCI process like the one of the config.json given, with another command. A terminal begins with that size,
+	// if it is known.
+	Exec(configJSON []byte, cmd []string, tty bool, size runtime.Size) ([]byte, error)
 	// Update merges new resources into old ones (zero values leave a field alone) and returns them as the
 	// OCI runtime wants them, and merged.
 	Update(old, new *runtimeapi.LinuxContainerResources) (oci []byte, merged *runtimeapi.LinuxContainerResources, err error)

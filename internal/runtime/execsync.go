@@ -71,6 +71,17 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 		ctx, cancel = context.WithTimeoutCause(ctx, req.Timeout, fmt.Errorf("%w after %s", ErrExecTimeout, req.Timeout))
 		defer cancel()
 	}
+	launched, err := s.launchSlot(ctx)
+	if err != nil {
+		return ExecResult{}, translate("exec in", id, err)
+	}
+	launched = sync.OnceFunc(launched)
+	defer launched()
+	lease, err := s.openStream(ctx, shimapi.StreamHeader{ID: id, ExecID: req.ID, Stream: shimapi.Lease})
+	if err != nil {
+		return ExecResult{}, translate("exec in", id, err)
+	}
+	defer lease.Close()
 	stdout, err := s.openCapture(ctx, id, req, shimapi.Stdout)
 	if err != nil {
 		return ExecResult{}, translate("exec in", id, err)
@@ -82,7 +93,7 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	}
 	defer stderr.close()
 
-	code, err := s.execToEnd(ctx, id, req)
+	code, err := s.execToEnd(ctx, id, req, launched)
 	drained, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
 	result := ExecResult{ExitCode: code}
@@ -93,8 +104,8 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	return result, translate("exec in", id, err)
 }
 
-// execToEnd starts the command and sees to it that it has ended, and that the shim has forgotten it, on return.
-func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest) (code int, err error) {
+// execToEnd starts the command, says so to launched, and sees to it that it has ended, and that the shim has forgotten it, on return.
+func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launched func()) (code int, err error) {
 	// The calls go on while ctx has ended but the command has not.
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -106,7 +117,9 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest) (code 
 	done := make(chan outcome, 1)
 	go func() {
 		var o outcome
-		if o.err = s.exec(calls, id, req); o.err == nil {
+		o.err = s.exec(calls, id, req)
+		launched()
+		if o.err == nil {
 			o.started = true
 			o.code, o.err = s.waitExec(calls, id, req.ID)
 		}
@@ -144,7 +157,7 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest) (code 
 func (s *Shim) exec(ctx context.Context, id string, req ExecRequest) error {
 	return s.call(ctx, once, func(client *ttrpc.Client) error {
 		_, err := shimpb.NewShimClient(client).Exec(ctx, &shimpb.ExecRequest{Id: id, ExecId: req.ID, Process: req.Process,
-			Stdout: true, Stderr: true})
+			Stdout: true, Stderr: true, Lease: true})
 		return err
 	})
 }

@@ -30,6 +30,8 @@ type Shim struct {
 	runtime *Runtime
 	sandbox string
 	dir     string
+	// launches holds one element for each exec that is being started.
+	launches chan struct{}
 
 	mu     sync.Mutex
 	client *ttrpc.Client // nil: to be made when needed
@@ -70,11 +72,15 @@ func (r *Runtime) ConnectShim(ctx context.Context, sandbox string) (*Shim, error
 }
 
 func (r *Runtime) connect(ctx context.Context, sandbox string) (*Shim, error) {
-	s := &Shim{runtime: r, sandbox: sandbox, dir: r.podDir(sandbox)}
+	s := r.newShim(sandbox)
 	if _, err := s.connection(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (r *Runtime) newShim(sandbox string) *Shim {
+	return &Shim{runtime: r, sandbox: sandbox, dir: r.podDir(sandbox), launches: make(chan struct{}, maxLaunches)}
 }
 
 // Close drops the connection; the shim stays. Calls under way end with ErrClosed.

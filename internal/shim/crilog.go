@@ -202,9 +202,6 @@ func (s *logStream) flush() {
 // close flushes; the file belongs to the log.
 func (s *logStream) close() { s.flush() }
 
-// abort has nothing to interrupt: a log write does not wait for a reader.
-func (s *logStream) abort() {}
-
 func (s *logStream) held() []byte {
 	if s.pending == nil {
 		return nil

@@ -26,6 +26,7 @@ type exec struct {
 	id      string
 	process *process
 	clients [3]*net.UnixConn // stdin, stdout, stderr; nil: not wanted
+	lease   *net.UnixConn    // nil: the exec does not depend on its client
 	tty     bool
 }
 
@@ -37,11 +38,15 @@ func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
 	}
 	err := e.connect(t, req, waiting)
 	if err == nil {
+		if e.lease != nil {
+			go e.hold(t, e.lease)
+		}
 		err = t.launchExec(e, req.Process)
 	}
 	if err != nil {
 		e.process.closeStreams()
 		e.hangUp()
+		e.release()
 		t.removeExec(e)
 		return 0, err
 	}
@@ -115,6 +120,13 @@ func (e *exec) connect(t *task, req *wire.ExecRequest, waiting *streams) error {
 		}
 		e.clients[i] = conn
 	}
+	if req.Lease {
+		conn, ok := waiting.take(t.id, e.id, shimapi.Lease)
+		if !ok {
+			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: the lease is not connected to the stdio socket", e.id)
+		}
+		e.lease = conn
+	}
 	return nil
 }
 
@@ -125,6 +137,55 @@ func (e *exec) hangUp() {
 			conn.Close()
 			e.clients[i] = nil
 		}
+	}
+}
+
+// release lets go of the client; again, or without a lease, it does nothing.
+func (e *exec) release() {
+	if e.lease != nil {
+		e.lease.Close()
+	}
+}
+
+// hold waits for the end of the lease. When the client has hung up rather than let the exec be deleted, it ends the exec.
+func (e *exec) hold(t *task, lease *net.UnixConn) {
+	_, err := lease.Read(make([]byte, 1))
+	lease.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return
+	}
+	t.slog.Info("the client of an exec is gone", "container", t.id, "exec", e.id)
+	e.abandon(t)
+	e.process.closeStreams()
+	t.removeExec(e)
+}
+
+// hangUpGrace is how long an abandoned exec may take to end by itself.
+const hangUpGrace = 2 * time.Second
+
+// abandon ends an exec as the end of a terminal's line does: SIGHUP, and SIGKILL for what is deaf to it. What the process has
+// put into the background, and shielded from SIGHUP, lives on once the process itself has ended.
+func (e *exec) abandon(t *task) {
+	if e.process.ended() {
+		return
+	}
+	grace := time.NewTimer(hangUpGrace)
+	defer grace.Stop()
+	select {
+	case <-e.process.launched:
+		if e.process.pid() == 0 { // it did not come to be
+			return
+		}
+		_ = e.kill(t, syscall.SIGHUP, true) // SIGKILL follows in any case
+	case <-grace.C:
+	}
+	select {
+	case <-e.process.exited:
+		return
+	case <-grace.C:
+	}
+	if err := e.kill(t, syscall.SIGKILL, true); err != nil && !e.process.ended() {
+		t.slog.Error("an abandoned exec does not end", "container", t.id, "exec", e.id, "err", err)
 	}
 }
 

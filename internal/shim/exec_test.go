@@ -256,7 +256,7 @@ func TestStreamRefusals(t *testing.T) {
 		}
 	}
 	_, err := s.stream("c", "", shimapi.Stdout)
-	refused("attach", err, "attach is not available yet")
+	refused("attach to a container that is not there", err, "not known")
 	_, err = s.stream("c", "e", "stdfoo")
 	refused("unknown stream", err, "unknown stream")
 	conn, err := s.stream("c", "e", shimapi.Stdout)

@@ -322,6 +322,7 @@ type testContainer struct {
 	memory       int64
 	noLog        bool
 	stdin        bool
+	stdinOnce    bool
 }
 
 // spec is a small but complete OCI configuration.
@@ -388,7 +389,7 @@ func (s *testShim) bundle(c testContainer) string {
 	if err := os.WriteFile(filepath.Join(bin, "busybox"), busybox, 0o755); err != nil {
 		s.Fatal(err)
 	}
-	for _, tool := range []string{"sh", "sleep", "tail", "echo", "cat", "true", "stty", "yes", "setsid", "head", "dd", "wc", "kill", "ls", "seq"} {
+	for _, tool := range []string{"sh", "sleep", "tail", "echo", "cat", "true", "stty", "yes", "setsid", "head", "dd", "wc", "kill", "ls", "seq", "tr"} {
 		if err := os.Symlink("busybox", filepath.Join(bin, tool)); err != nil {
 			s.Fatal(err)
 		}
@@ -404,6 +405,7 @@ func (s *testShim) createRequest(id string, c testContainer) *taskpb.CreateTaskR
 	s.Helper()
 	options := &shimpb.CreateOptions{
 		Runtime: s.runc, RuntimeRoot: filepath.Join(s.dir, "runc"), LogPath: s.logPath(id), Deferred: !c.created, Native: true, Stdin: c.stdin,
+		StdinOnce: c.stdinOnce,
 	}
 	if c.noLog {
 		options.LogPath = ""

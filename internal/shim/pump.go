@@ -28,14 +28,17 @@ type source interface {
 	SetReadDeadline(time.Time) error
 }
 
-// sink takes what a pump reads. All but abort are called by the pump's goroutine.
+// sink takes what a pump reads. All but hurry and abort are called by the pump's goroutine.
 type sink interface {
 	// put takes all of p. An error ends the pump.
 	put(p []byte) error
 	// flush passes on what is held back.
 	flush()
 	close()
-	// abort makes a put that waits return.
+	// hurry is told, from another goroutine, when the process has ended: from then on put must not wait for any reader.
+	// It may come after close.
+	hurry()
+	// abort makes a put that waits return; it, too, comes from another goroutine, and maybe after close.
 	abort()
 }
 
@@ -71,7 +74,10 @@ func startPump(p *pump) *pump {
 }
 
 // drain tells the pump that the process has ended. It may be called once.
-func (p *pump) drain() { p.wake() }
+func (p *pump) drain() {
+	p.sink.hurry()
+	p.wake()
+}
 
 // stop ends the pump without waiting for it.
 func (p *pump) stop() {
@@ -205,6 +211,7 @@ func (s *clientSink) put(p []byte) error {
 }
 
 func (s *clientSink) flush() {}
+func (s *clientSink) hurry() {} // nobody else waits for what an exec says
 func (s *clientSink) close() { s.conn.Close() }
 func (s *clientSink) abort() { _ = s.conn.SetWriteDeadline(time.Unix(1, 0)) } // a closed one needs none
 
@@ -221,6 +228,7 @@ func (s *stdinSink) put(p []byte) error {
 }
 
 func (s *stdinSink) flush() {}
+func (s *stdinSink) hurry() {}
 
 func (s *stdinSink) close() {
 	if !s.keep {
@@ -235,5 +243,6 @@ type discard struct{}
 
 func (discard) put([]byte) error { return nil }
 func (discard) flush()           {}
+func (discard) hurry()           {}
 func (discard) close()           {}
 func (discard) abort()           {}

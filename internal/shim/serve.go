@@ -77,6 +77,7 @@ func Serve(config Config) error {
 		version: config.Version, log: config.Log, runtime: newOCIRuntime(reaper, null), streams: newStreams(config.Log),
 		ending: make(chan struct{}), tasks: make(map[string]*task),
 	}
+	s.streams.attach = s.attach
 	s.run(calls, stdio)
 	return nil
 }

@@ -232,6 +232,7 @@ func (s *service) Delete(_ context.Context, req *wire.ProcessRequest) (*wire.Del
 			return nil, rpc.Errorf(rpc.FailedPrecondition, "exec %s is still running", req.ExecID)
 		}
 		e.process.closeStreams()
+		e.release()
 		t.removeExec(e)
 		exit = e.process.status()
 	}

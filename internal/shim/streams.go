@@ -26,6 +26,8 @@ const (
 // streams holds the connections to the stdio socket until the exec comes that they belong to.
 type streams struct {
 	log *slog.Logger
+	// attach takes a connection for a running container and answers it.
+	attach func(header shimapi.StreamHeader, conn *net.UnixConn) error
 
 	mu      sync.Mutex
 	waiting map[shimapi.StreamHeader]*waitingStream
@@ -62,6 +64,15 @@ func (s *streams) serve(listener *net.UnixListener) {
 // admit reads the header and answers.
 func (s *streams) admit(conn *net.UnixConn) {
 	header, err := s.identify(conn)
+	if err == nil && header.ExecID == "" {
+		s.mu.Lock()
+		s.unknown--
+		s.mu.Unlock()
+		if err := s.attach(header, conn); err != nil {
+			s.refuse(conn, err)
+		}
+		return
+	}
 	s.mu.Lock()
 	s.unknown--
 	if err == nil {
@@ -89,9 +100,6 @@ func (s *streams) identify(conn *net.UnixConn) (shimapi.StreamHeader, error) {
 	header, err := shimapi.ReadStreamHeader(conn)
 	if err != nil {
 		return header, err
-	}
-	if header.ExecID == "" {
-		return header, errors.New("attach is not available yet")
 	}
 	return header, conn.SetDeadline(time.Time{})
 }

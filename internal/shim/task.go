@@ -60,6 +60,10 @@ type task struct {
 	runtime *ociRuntime
 	init    *process
 
+	// What clients attach to, set before the phase is running.
+	outputs [2]*broadcast // stdout, or the terminal; stderr
+	input   *input        // nil: no stdin
+
 	mu        sync.Mutex
 	phase     phase
 	paused    bool
@@ -188,14 +192,26 @@ func (t *task) wire(s *stdio, terminal *os.File) {
 		t.init.mu.Lock()
 		t.init.terminal = terminal
 		t.init.mu.Unlock()
-		t.init.addPumps(startPump(&pump{source: terminal, sink: newLogStream(t.log, "stdout"), tty: true}))
+		if t.options.Stdin {
+			t.input = newInput(terminal, nil)
+		}
+		t.outputs[0] = newBroadcast(newLogStream(t.log, "stdout"))
+		t.init.addPumps(startPump(&pump{source: terminal, sink: t.outputs[0], tty: true}))
 		return
 	}
 	t.init.mu.Lock()
 	t.init.stdin = s.stdin
 	t.init.mu.Unlock()
+	if s.stdin != nil {
+		var end func()
+		if t.options.StdinOnce {
+			end = t.init.closeStdin
+		}
+		t.input = newInput(s.stdin, end)
+	}
 	for i, name := range []string{"stdout", "stderr"} {
-		t.init.addPumps(startPump(&pump{source: s.output[i], sink: newLogStream(t.log, name)}))
+		t.outputs[i] = newBroadcast(newLogStream(t.log, name))
+		t.init.addPumps(startPump(&pump{source: s.output[i], sink: t.outputs[i]}))
 	}
 }
 
@@ -234,6 +250,9 @@ func (t *task) watch() {
 func (t *task) exited(exit reaper.Exit) {
 	oom := t.reapCgroup()
 	t.init.settle()
+	if t.input != nil {
+		t.input.close()
+	}
 	t.init.closeStdin()
 	t.publish(exitStatus{pid: exit.PID, code: exit.Code(), signal: exit.Signal(), at: exit.At}, oom)
 }
@@ -298,6 +317,7 @@ func (t *task) delete() (exitStatus, error) {
 	}
 	for _, e := range t.allExecs() {
 		e.process.closeStreams()
+		e.release()
 	}
 	t.init.closeStreams()
 	t.log.close()

@@ -16,7 +16,7 @@ const MaxStreamHeader = 4096
 // maxRefusal bounds the text of a refused stream.
 const maxRefusal = 1024
 
-// Stream names one of a process's three streams.
+// Stream names one of a process's three streams, or a lease.
 type Stream string
 
 // The streams of a process.
@@ -24,6 +24,9 @@ const (
 	Stdin  Stream = "stdin"
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
+	// Lease carries nothing. It says that an exec's client is there: when it ends before the exec is deleted, the shim
+	// ends the exec. A killed daemon thus leaves no exec behind.
+	Lease Stream = "lease"
 )
 
 // ErrStreamHeader is returned by ReadStreamHeader for a header that breaks the protocol.
@@ -33,6 +36,9 @@ var ErrStreamHeader = errors.New("malformed stream header")
 // big-endian length, then this as JSON. The shim answers with one byte 0 once the stream is registered,
 // or with 1, a two-byte length and a text. Then follow raw bytes. For an exec the client connects its
 // streams before it calls Shim.Exec, which names the ones to expect: so no byte is lost.
+//
+// Without an ExecID the stream is attached to the running container at once. Its output comes in frames, so that
+// an end can be told from a loss: see ReadAttachFrame.
 type StreamHeader struct {
 	ID     string `json:"id"`
 	ExecID string `json:"exec_id"`
@@ -76,7 +82,7 @@ func ReadStreamHeader(r io.Reader) (StreamHeader, error) {
 	switch {
 	case header.ID == "":
 		return StreamHeader{}, fmt.Errorf("%w: no container id", ErrStreamHeader)
-	case header.Stream != Stdin && header.Stream != Stdout && header.Stream != Stderr:
+	case header.Stream != Stdin && header.Stream != Stdout && header.Stream != Stderr && (header.Stream != Lease || header.ExecID == ""):
 		return StreamHeader{}, fmt.Errorf("%w: unknown stream %q", ErrStreamHeader, header.Stream)
 	}
 	return header, nil
@@ -119,4 +125,34 @@ func ReadStreamAnswer(r io.Reader) error {
 		return fmt.Errorf("read stream answer: %w", err)
 	}
 	return &RefusedError{Reason: string(text)}
+}
+
+// MaxAttachFrame bounds the content of one frame of attached output.
+const MaxAttachFrame = 64 << 10
+
+// AttachFrameHeader is what precedes size bytes of an attached container's output. Size 0 is the orderly end.
+func AttachFrameHeader(size int) [4]byte {
+	var header [4]byte
+	binary.BigEndian.PutUint32(header[:], uint32(size))
+	return header
+}
+
+// ErrOutputLost is returned by ReadAttachFrame when the stream ends without its end having been told: the shim gave up
+// a client that took nothing for too long, or is gone.
+var ErrOutputLost = errors.New("output was cut off")
+
+// ReadAttachFrame reads the length of the next frame of attached output; so many bytes follow. io.EOF is the orderly end.
+func ReadAttachFrame(r io.Reader) (int, error) {
+	var header [4]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return 0, fmt.Errorf("%w: %s", ErrOutputLost, err.Error()) // no io.EOF in it: that is the orderly end
+	}
+	size := binary.BigEndian.Uint32(header[:])
+	switch {
+	case size == 0:
+		return 0, io.EOF
+	case size > MaxAttachFrame:
+		return 0, fmt.Errorf("%w: frame of %d bytes", ErrStreamHeader, size)
+	}
+	return int(size), nil
 }

@@ -14,12 +14,12 @@ import (
 )
 
 // ExecJSON is ExecProcess from and to JSON, for a container's config.json.
-func ExecJSON(configJSON []byte, cmd []string, tty bool) ([]byte, error) {
+func ExecJSON(configJSON []byte, cmd []string, tty bool, width, height uint16) ([]byte, error) {
 	s, err := readJSON(configJSON)
 	if err != nil {
 		return nil, err
 	}
-	p, err := ExecProcess(s, cmd, tty)
+	p, err := ExecProcess(s, cmd, tty, width, height)
 	if err != nil {
 		return nil, err
 	}
@@ -50,8 +50,9 @@ func readJSON(configJSON []byte) (*specs.Spec, error) {
 	return &s, nil
 }
 
-// ExecProcess is a process like the container's own, with another command.
-func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
+// ExecProcess is a process like the container's own, with another command. Width and height, where they are not 0, are those that its
+// terminal begins with: a program that asks at once, and never again, gets the right ones.
+func ExecProcess(s *specs.Spec, cmd []string, tty bool, width, height uint16) (*specs.Process, error) {
 	if len(cmd) == 0 {
 		return nil, invalid("cmd", "is empty")
 	}
@@ -60,6 +61,9 @@ func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) 
 	}
 	p := *s.Process
 	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
+	if tty && width != 0 && height != 0 {
+		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
+	}
 	if tty && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		p.Env = append(slices.Clone(p.Env), "TERM=xterm")
 	}

@@ -113,7 +113,7 @@ func TestExecIsLikeTheContainersOwnProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := ExecJSON(config, []string{"sh", "-c", ""}, true)
+	raw, err := ExecJSON(config, []string{"sh", "-c", ""}, true, 80, 24)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +122,7 @@ func TestExecIsLikeTheContainersOwnProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := *s.Process
+	want.ConsoleSize = &specs.Box{Width: 80, Height: 24}
 	want.Args, want.Terminal, want.Env = []string{"sh", "-c", ""}, true, append(slices.Clone(want.Env), "TERM=xterm")
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -130,12 +131,12 @@ func TestExecIsLikeTheContainersOwnProcess(t *testing.T) {
 		t.Error("the container's own process was changed")
 	}
 	for _, bad := range [][]string{nil, {"a", "b\x00"}} {
-		if _, err := ExecJSON(config, bad, false); !errors.Is(err, ErrInvalid) {
+		if _, err := ExecJSON(config, bad, false, 0, 0); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
 	for _, bad := range []string{"", "{}", "x"} {
-		if _, err := ExecJSON([]byte(bad), []string{"a"}, false); err == nil {
+		if _, err := ExecJSON([]byte(bad), []string{"a"}, false, 0, 0); err == nil {
 			t.Errorf("%q is no spec", bad)
 		}
 	}

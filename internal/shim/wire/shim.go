@@ -79,6 +79,7 @@ type ExecRequest struct {
 	Stdin   bool
 	Stdout  bool
 	Stderr  bool
+	Lease   bool
 }
 
 func (m *ExecRequest) fields(c *codec) {
@@ -88,4 +89,5 @@ func (m *ExecRequest) fields(c *codec) {
 	c.bool(4, &m.Stdin)
 	c.bool(5, &m.Stdout)
 	c.bool(6, &m.Stderr)
+	c.bool(7, &m.Lease)
 }

@@ -73,8 +73,8 @@ var pairs = []struct {
 		}},
 	},
 	{
-		&ExecRequest{"id", "exec", []byte("{}"), true, true, true},
-		&shimpb.ExecRequest{Id: "id", ExecId: "exec", Process: []byte("{}"), Stdin: true, Stdout: true, Stderr: true},
+		&ExecRequest{"id", "exec", []byte("{}"), true, true, true, true},
+		&shimpb.ExecRequest{Id: "id", ExecId: "exec", Process: []byte("{}"), Stdin: true, Stdout: true, Stderr: true, Lease: true},
 	},
 	{&Request{"s", "m", []byte("p"), 5}, &ttrpc.Request{Service: "s", Method: "m", Payload: []byte("p"), TimeoutNano: 5}},
 }

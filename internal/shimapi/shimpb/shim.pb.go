@@ -274,13 +274,15 @@ func (x *ReopenLogRequest) GetId() string {
 }
 
 type ExecRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // an OCI runtime-spec process, JSON
-	Stdin         bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"`    // whether a stdin connection will come on the stdio socket
-	Stdout        bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	ExecId  string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Process []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // an OCI runtime-spec process, JSON
+	Stdin   bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"`    // whether a stdin connection will come on the stdio socket
+	Stdout  bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr  bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// Whether a lease connection will come: its end ends the process with all that it has started.
+	Lease         bool `protobuf:"varint,7,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +355,13 @@ func (x *ExecRequest) GetStdout() bool {
 func (x *ExecRequest) GetStderr() bool {
 	if x != nil {
 		return x.Stderr
+	}
+	return false
+}
+
+func (x *ExecRequest) GetLease() bool {
+	if x != nil {
+		return x.Lease
 	}
 	return false
 }
@@ -527,14 +536,15 @@ const file_shim_proto_rawDesc = "" +
 	"oom_killed\x18\x06 \x01(\bR\toomKilled\x12*\n" +
 	"\x11log_bytes_dropped\x18\a \x01(\x04R\x0flogBytesDropped\"\"\n" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x96\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xac\x01\n" +
 	"\vExecRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12\x14\n" +
 	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x06 \x01(\bR\x06stderr\" \n" +
+	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
+	"\x05lease\x18\a \x01(\bR\x05lease\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xf7\x01\n" +
 	"\rCreateOptions\x12\x18\n" +
