@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -147,6 +148,19 @@ func names(v any) error {
 		}
 		if err := word(s); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// patterns accepts a list of references with wildcards in path.Match's form.
+func patterns(v any) error {
+	for _, s := range v.([]string) {
+		if s == "" || strings.ContainsAny(s, " \t\r\n\x00") {
+			return fmt.Errorf("%q is not a reference", s)
+		}
+		if _, err := path.Match(s, ""); err != nil {
+			return fmt.Errorf("%q is not a pattern: %w", s, err)
 		}
 	}
 	return nil

@@ -36,6 +36,7 @@ type Config struct {
 	Log       Log
 	Network   Network
 	Registry  Registry
+	Images    Images
 	Runtimes  map[string]*Runtime
 	Shim      Shim
 	Cgroup    Cgroup
@@ -64,6 +65,16 @@ type Registry struct {
 	ConfigPath             string
 	MaxConcurrentDownloads int
 	StallTimeout           time.Duration
+}
+
+// Images says how the node keeps images.
+type Images struct {
+	// KeepLayers keeps compressed layers after they are unpacked.
+	KeepLayers bool
+	// Sync makes a pull wait until the disk has all of the image.
+	Sync bool
+	// Pinned are references, or their beginnings with a * at the end, of images that the kubelet must not collect.
+	Pinned []string
 }
 
 // ConfigPaths is ConfigPath as the list of folders that it is.
@@ -168,6 +179,7 @@ func base() *Config {
 			MaxConcurrentDownloads: 4,
 			StallTimeout:           60 * time.Second,
 		},
+		Images:    Images{Sync: true, Pinned: []string{}},
 		Runtimes:  map[string]*Runtime{"runc": {Type: "oci"}},
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},

@@ -201,6 +201,8 @@ func TestMistakesAreNamedWithTheirPlace(t *testing.T) {
 		{"required without NRI", "[nri]\nrequired_plugins = [\"quota\"]", `:3: nri.required_plugins: are required, but nri.enable is false`},
 		{"bool", "[nri]\nenable = \"no\"", `:3: nri.enable: must be true or false, not the string "no"`},
 		{"cgroup", "[cgroup]\nparent = \"../x\"", `:3: cgroup.parent: "../x" is not a cgroup's path`},
+		{"pattern of a pinned image", "[images]\npinned = [\"docker.io/[x\"]", `:3: images.pinned: "docker.io/[x" is not a pattern: syntax error in pattern`},
+		{"empty pinned image", "[images]\npinned = [\"\"]", `:3: images.pinned: "" is not a reference`},
 		{"date", "root = 2020-01-01", `:2: root: must be a string, not a date or time`},
 	}
 	for _, tc := range cases {

@@ -64,6 +64,13 @@ var keys = []key{
 	{path: "registry.stall_timeout", doc: "A download that brings no byte for this long is given up and tried again.",
 		at: func(c *Config, _ string) any { return &c.Registry.StallTimeout }, check: lasting(time.Second, time.Hour)},
 
+	{path: "images.keep_layers", doc: "Keep compressed layers after they are unpacked: export is exact then, and an image takes up to half as much space again.",
+		at: func(c *Config, _ string) any { return &c.Images.KeepLayers }, check: anything},
+	{path: "images.sync", doc: "Wait until the disk has all of an image before it is used; false: quicker, but a power cut can leave empty files in it.",
+		at: func(c *Config, _ string) any { return &c.Images.Sync }, check: anything},
+	{path: "images.pinned", doc: "Images that the kubelet must not collect: whole references, or patterns with *, as \"registry.k8s.io/pause:*\".",
+		at: func(c *Config, _ string) any { return &c.Images.Pinned }, check: patterns},
+
 	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci")},
 	{path: "runtimes.*.path", doc: "The runtime program. Empty: looked for by its name beside berth, then in PATH.",

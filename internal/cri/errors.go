@@ -38,6 +38,7 @@ var classes = []struct {
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
+	{image.ErrNoSpace, codes.ResourceExhausted},
 	{pod.ErrUnavailable, codes.Unavailable},
 	{stream.ErrBusy, codes.ResourceExhausted},
 	{runtime.ErrShimGone, codes.Unavailable},

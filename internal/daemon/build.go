@@ -219,7 +219,8 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 func (d *daemon) imageConfig() image.Config {
 	c := d.cfg
 	return image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
-		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout}
+		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout,
+		KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
 }
 
 func (d *daemon) networkConfig() network.Config {

@@ -23,6 +23,8 @@ var (
 	ErrUnavailable = registry.ErrUnavailable
 	// ErrCorrupt: what the registry sent is not what it promised.
 	ErrCorrupt = errors.New("corrupt image")
+	// ErrNoSpace: the disk has too little left for the image. What was fetched of it is given back.
+	ErrNoSpace = errors.New("no space for the image")
 	// ErrUnsupported: an image of a kind that this node cannot run.
 	ErrUnsupported = errors.New("unsupported image")
 )

@@ -39,10 +39,10 @@ func purpose(name reference.Named) string {
 }
 
 // endPull gives what the pull holds to the image, or keeps it for a while if there is none.
-func (s *Store) endPull(ctx context.Context, name reference.Named, l leases.Lease, broken bool) error {
+func (s *Store) endPull(ctx context.Context, name reference.Named, l leases.Lease, failed error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if broken {
+	if failed != nil && !outOfSpace(failed) { // on a full disk nothing is kept for the next try: others may want the space
 		return s.keep(ctx, l)
 	}
 	all, err := s.leases.List(ctx)

@@ -70,7 +70,7 @@ func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, pr
 	}
 	p := &puller{s: s, name: name, session: session, lease: lease, progress: progress}
 	im, err := p.run(leases.WithLease(ctx, lease.ID), target)
-	if err := s.endPull(ctx, name, lease, err != nil); err != nil {
+	if err := s.endPull(ctx, name, lease, err); err != nil {
 		s.log.Warn("end of pull", "image", name.String(), "error", err)
 	}
 	s.collectSoon()
@@ -152,7 +152,9 @@ func (p *puller) record(ctx context.Context, t *tree) error {
 func classify(err error) error {
 	class := error(nil)
 	switch {
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable):
+	case outOfSpace(err):
+		class = ErrNoSpace
 	case errors.Is(err, errAbandoned), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		class = ErrUnavailable
 	case errors.Is(err, registry.ErrNotFound):

@@ -45,6 +45,9 @@ func (p *puller) unpack(ctx context.Context, t *tree) error {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	p.progress.unpacked.Store(int64(first))
+	if err := u.admit(first); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range t.layers {
 		u.committed[i] = make(chan struct{})
