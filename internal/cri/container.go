@@ -42,17 +42,20 @@ func (s *Server) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContai
 
 // ListContainers implements RuntimeService.
 func (s *Server) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	f, out := r.GetFilter(), &runtimeapi.ListContainersResponse{}
+	return &runtimeapi.ListContainersResponse{Containers: s.listContainers(r.GetFilter())}, nil
+}
+
+func (s *Server) listContainers(f *runtimeapi.ContainerFilter) (out []*runtimeapi.Container) {
 	for _, st := range s.c.Pods.Containers() {
 		if !filter.ID(st.ID, f.GetId()) || !filter.ID(st.SandboxID, f.GetPodSandboxId()) ||
 			f.GetState() != nil && f.GetState().GetState() != st.State || !filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
 			continue
 		}
-		out.Containers = append(out.Containers, &runtimeapi.Container{Id: st.ID, PodSandboxId: st.SandboxID, Metadata: st.Config.GetMetadata(),
+		out = append(out, &runtimeapi.Container{Id: st.ID, PodSandboxId: st.SandboxID, Metadata: st.Config.GetMetadata(),
 			Image: st.Config.GetImage(), ImageRef: st.ImageRef, ImageId: st.ImageID, State: st.State, CreatedAt: st.CreatedAt,
 			Labels: st.Config.GetLabels(), Annotations: st.Config.GetAnnotations()})
 	}
-	return out, nil
+	return out
 }
 
 // ContainerStatus implements RuntimeService.

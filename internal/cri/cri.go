@@ -34,6 +34,8 @@ type Stats interface {
 	Pod(id, parent string) (stats.Usage, error)
 	ContainerDetail(id, cgroupsPath string) (stats.Detail, error)
 	PodDetail(id, parent string) (stats.Detail, error)
+	// Processes looks at a container's processes, of which main is the first.
+	Processes(cgroupsPath string, main int) (stats.Processes, error)
 	// Network reads the counters of a pod's interfaces, without lo.
 	Network(pin string) ([]netns.Interface, error)
 	// Layer is what a writable layer takes as last counted; false: not counted yet.

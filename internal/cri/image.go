@@ -35,17 +35,20 @@ func auth(a *runtimeapi.AuthConfig) *image.Auth {
 
 // ListImages implements ImageService.
 func (s *Server) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	out := &runtimeapi.ListImagesResponse{}
-	if want := r.GetFilter().GetImage().GetImage(); want != "" {
+	return &runtimeapi.ListImagesResponse{Images: s.listImages(r.GetFilter())}, nil
+}
+
+func (s *Server) listImages(f *runtimeapi.ImageFilter) (out []*runtimeapi.Image) {
+	if want := f.GetImage().GetImage(); want != "" {
 		if im, err := s.c.Images.Status(want); err == nil {
-			out.Images = append(out.Images, criImage(im))
+			out = append(out, criImage(im))
 		}
-		return out, nil // an image that is not there, or a reference that cannot be one, matches nothing
+		return out // an image that is not there, or a reference that cannot be one, matches nothing
 	}
 	for _, im := range s.c.Images.List() {
-		out.Images = append(out.Images, criImage(im))
+		out = append(out, criImage(im))
 	}
-	return out, nil
+	return out
 }
 
 // ImageStatus implements ImageService; an absent image is an empty answer.

@@ -33,16 +33,19 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSa
 
 // ListPodSandbox implements RuntimeService.
 func (s *Server) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	f, out := r.GetFilter(), &runtimeapi.ListPodSandboxResponse{}
+	return &runtimeapi.ListPodSandboxResponse{Items: s.listSandboxes(r.GetFilter())}, nil
+}
+
+func (s *Server) listSandboxes(f *runtimeapi.PodSandboxFilter) (out []*runtimeapi.PodSandbox) {
 	for _, st := range s.c.Pods.Sandboxes() {
 		if !filter.ID(st.ID, f.GetId()) || f.GetState() != nil && f.GetState().GetState() != sandboxState(st) ||
 			!filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
 			continue
 		}
-		out.Items = append(out.Items, &runtimeapi.PodSandbox{Id: st.ID, Metadata: st.Config.GetMetadata(), State: sandboxState(st),
+		out = append(out, &runtimeapi.PodSandbox{Id: st.ID, Metadata: st.Config.GetMetadata(), State: sandboxState(st),
 			CreatedAt: st.CreatedAt, Labels: st.Config.GetLabels(), Annotations: st.Config.GetAnnotations(), RuntimeHandler: st.Handler})
 	}
-	return out, nil
+	return out
 }
 
 // PodSandboxStatus implements RuntimeService.

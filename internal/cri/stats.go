@@ -167,7 +167,7 @@ func (s *Server) networkUsage(ctx context.Context, st *pod.SandboxStatus) *runti
 	}
 	all, err := s.c.Stats.Network(st.Netns)
 	if err != nil {
-		if now, _ := s.c.Pods.SandboxByID(st.ID); now != nil && now.Status().Ready { // else it has just been stopped
+		if s.isReady(st.ID) {
 			s.c.Log.WarnContext(ctx, "statistics", "sandbox", st.ID, "error", err)
 		}
 		return nil

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-run/berth/internal/linux/host"
 )
 
 // gcDelay gathers removals that come in a row into one collection.
@@ -161,6 +163,7 @@ func (s *Store) FSInfo(context.Context) (FSInfo, error) {
 		return FSInfo{}, fmt.Errorf("image file system %s: %w", s.cfg.Root, err)
 	}
 	u := s.used.Load()
-	return FSInfo{Mountpoint: s.cfg.Root, UsedBytes: u.bytes, InodesUsed: u.inodes, CapacityBytes: int64(st.Blocks) * st.Bsize,
+	device, _ := host.BlockDeviceOf(s.cfg.Root)
+	return FSInfo{Mountpoint: s.cfg.Root, Device: device, UsedBytes: u.bytes, InodesUsed: u.inodes, CapacityBytes: int64(st.Blocks) * st.Bsize,
 		AvailableBytes: int64(st.Bavail) * st.Bsize, Inodes: int64(st.Files), InodesFree: int64(st.Ffree), Timestamp: time.Now()}, nil
 }

@@ -95,6 +95,8 @@ type Rootfs struct{ Mounts []Mount }
 // FSInfo tells what the store takes of its file system.
 type FSInfo struct {
 	Mountpoint string
+	// Device is the block device below; empty for file systems without one.
+	Device string
 	// UsedBytes and InodesUsed are taken by images; the writable layers of containers are not among them.
 	UsedBytes, InodesUsed int64
 	// The file system as a whole.

@@ -5,14 +5,18 @@
 package stats
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/linux/cgroup/usage"
+	"github.com/berth-run/berth/internal/linux/host"
 	"github.com/berth-run/berth/internal/linux/netns"
+	"github.com/berth-run/berth/internal/linux/proc"
 )
 
 const (
@@ -149,6 +153,45 @@ type Detail struct {
 	usage.Detail
 	// Path is the cgroup's, below the mount points.
 	Path string
+	// Devices are the paths of the block devices in IO, in the same order; "major:minor" where there is no path.
+	Devices []string
+}
+
+// Processes is what a container's processes hold.
+type Processes struct {
+	Count, Files, Sockets int
+	// MaxFiles is the first process's soft limit of open files.
+	MaxFiles usage.Counter
+}
+
+const (
+	// maxProcesses and maxFiles bound what is looked at to count open files: beyond them the counts are too low.
+	maxProcesses = 1024
+	maxFiles     = 65536
+)
+
+// Processes looks at a container's processes, of which main is the first.
+func (c *Collector) Processes(cgroupsPath string, main int) (Processes, error) {
+	path, err := cgroup.ResolveOCI(cgroupsPath)
+	if err != nil {
+		return Processes{}, fmt.Errorf("statistics: %w", err)
+	}
+	pids, err := c.cfg.Cgroups.Processes(path)
+	if err != nil {
+		return Processes{}, err
+	}
+	p := Processes{Count: len(pids)}
+	for _, pid := range pids[:min(len(pids), maxProcesses)] {
+		files, sockets, err := proc.Descriptors(pid, maxFiles-p.Files)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p, err
+		}
+		p.Files, p.Sockets = p.Files+files, p.Sockets+sockets
+	}
+	if limit, err := proc.MaxOpenFiles(main); err == nil { // else it has just ended
+		p.MaxFiles = usage.Counter{Value: limit, Known: true}
+	}
+	return p, nil
 }
 
 // ContainerDetail reads all of a container's figures. usage.ErrGone.
@@ -177,7 +220,15 @@ func (c *Collector) detail(id string, u Usage) (Detail, error) {
 		return Detail{}, fmt.Errorf("read cgroup of %s: %w", id, usage.ErrGone)
 	}
 	d, err := o.files.ReadDetail()
-	return Detail{Usage: u, Detail: d, Path: o.files.Path()}, err
+	out := Detail{Usage: u, Detail: d, Path: o.files.Path()}
+	for _, device := range d.IO {
+		name, ok := host.BlockDevice(device.Major, device.Minor)
+		if !ok {
+			name = fmt.Sprintf("%d:%d", device.Major, device.Minor)
+		}
+		out.Devices = append(out.Devices, name)
+	}
+	return out, err
 }
 
 // Network reads the counters of all interfaces of a pod but lo, by its pinned network namespace.

@@ -189,6 +189,28 @@ func (h *Hierarchies) Pids(path string) ([]int, error) {
 	return slices.Sorted(maps.Keys(found)), nil
 }
 
+// Processes is Pids by one hierarchy only: enough for statistics, where a process is in the same cgroup of each.
+func (h *Hierarchies) Processes(path string) ([]int, error) {
+	controller := ""
+	if h.mode != Unified {
+		controller = "pids"
+	}
+	dir, ok := h.Folder(controller, path)
+	if !ok {
+		return nil, fmt.Errorf("list processes of cgroup %s: no controller %q", path, controller)
+	}
+	var found []int
+	err := walk(dir, func(dir string) error {
+		pids, err := readPids(dir)
+		found = append(found, pids...)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
+	}
+	return slices.DeleteFunc(found, func(pid int) bool { return pid == 0 }), nil
+}
+
 // OOMKills returns how many of the cgroup's processes the kernel has killed for want of memory; on v2 those
 // of the cgroups below it are counted too. fs.ErrNotExist: no such cgroup, or no memory controller.
 func (h *Hierarchies) OOMKills(path string) (uint64, error) {

@@ -42,6 +42,24 @@ func DeviceOf(path string) (Device, error) {
 	return d, nil
 }
 
+// BlockDevice is the path of a block device as the kernel names it, "/dev/sda1"; false: there is none of that number.
+func BlockDevice(major, minor uint64) (string, bool) {
+	to, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor))
+	if err != nil {
+		return "", false
+	}
+	return "/dev/" + filepath.Base(to), true
+}
+
+// BlockDeviceOf is the block device that the file system with path lies on; false for file systems without one of their own.
+func BlockDeviceOf(path string) (string, bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", false
+	}
+	return BlockDevice(uint64(unix.Major(st.Dev)), uint64(unix.Minor(st.Dev)))
+}
+
 // Devices lists the host's devices, without terminals and what each container has of its own. It takes well under a millisecond per
 // hundred of them: call it when a container is made, since disks come and go.
 func Devices() ([]Device, error) {

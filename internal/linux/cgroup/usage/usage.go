@@ -102,7 +102,7 @@ type Device struct {
 	Major, Minor uint64
 	// In bytes, and in operations.
 	ReadBytes, WriteBytes, Reads, Writes uint64
-	// Bytes by operation, in lower case as cAdvisor has them: v1 tells sync and async apart, too.
+	// Bytes by operation, as v1 names them: it tells Sync and Async apart, and has a Total.
 	Bytes map[string]uint64
 }
 

@@ -94,8 +94,8 @@ func TestDetailOfBothVersions(t *testing.T) {
 	want := Detail{User: known(1_000_000_000), System: known(234_567_000), Periods: known(40), ThrottledPeriods: known(7), Throttled: known(650_000_000),
 		Cache: known(41943040), Kernel: known(2097152), Mapped: known(8388608), MaxUsage: known(120000000), ActiveFile: known(10485760),
 		FailCount: known(12), OOMKills: known(1), Tasks: known(12), TasksMax: known(Unlimited),
-		IO: []Device{{254, 0, 90112, 8192, 3, 2, map[string]uint64{"read": 90112, "write": 8192}},
-			{8, 16, 512, 0, 1, 0, map[string]uint64{"read": 512, "write": 0}}},
+		IO: []Device{{254, 0, 90112, 8192, 3, 2, map[string]uint64{"Read": 90112, "Write": 8192}},
+			{8, 16, 512, 0, 1, 0, map[string]uint64{"Read": 512, "Write": 0}}},
 		HugeTLB: []HugePages{{Size: "1GB"}, {Size: "2MB", Used: 2097152}},
 		Limits: Limits{Shares: known(998), Period: known(100000), Quota: known(20000), Memory: known(268435456), Swap: known(1048576),
 			MemoryReservation: known(1024)}}
@@ -104,7 +104,7 @@ func TestDetailOfBothVersions(t *testing.T) {
 		t.Errorf("v2: %v\n got %+v\nwant %+v", err, got, want)
 	}
 	want.System, want.TasksMax, want.OwnPageFaults, want.OwnMajorFaults = known(234_567_890), known(100), known(5000), known(30)
-	want.IO = []Device{{254, 0, 90112, 8192, 3, 2, map[string]uint64{"read": 90112, "write": 8192, "sync": 90112, "async": 8192, "discard": 0, "total": 98304}}}
+	want.IO = []Device{{254, 0, 90112, 8192, 3, 2, map[string]uint64{"Read": 90112, "Write": 8192, "Sync": 90112, "Async": 8192, "Discard": 0, "Total": 98304}}}
 	want.HugeTLB = []HugePages{{"2MB", 2097152, known(4194304)}}
 	want.Limits = Limits{Shares: known(1024), Period: known(100000), Quota: known(Unlimited), Memory: known(268435456), Swap: known(268435456),
 		MemoryReservation: known(Unlimited)}

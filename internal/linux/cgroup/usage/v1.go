@@ -4,7 +4,6 @@ package usage
 
 import (
 	"bytes"
-	"strings"
 
 	"github.com/berth-run/berth/internal/linux/cgroup"
 )
@@ -108,24 +107,24 @@ func (r *reader) v1IO() []Device {
 			major, minor, ok := device(fields[0])
 			n, isNumber := digits(fields[2])
 			if ok && isNumber {
-				f(deviceOf(&devices, major, minor), strings.ToLower(string(fields[1])), n)
+				f(deviceOf(&devices, major, minor), string(fields[1]), n)
 			}
 		}
 	}
 	each("blkio.throttle.io_service_bytes_recursive", func(d *Device, operation string, n uint64) {
 		d.Bytes[operation] = n
 		switch operation {
-		case "read":
+		case "Read":
 			d.ReadBytes = n
-		case "write":
+		case "Write":
 			d.WriteBytes = n
 		}
 	})
 	each("blkio.throttle.io_serviced_recursive", func(d *Device, operation string, n uint64) {
 		switch operation {
-		case "read":
+		case "Read":
 			d.Reads = n
-		case "write":
+		case "Write":
 			d.Writes = n
 		}
 	})

@@ -138,9 +138,9 @@ func (r *reader) v2IO() []Device {
 func (d *Device) set(key string, n uint64) {
 	switch key {
 	case "rbytes":
-		d.ReadBytes, d.Bytes["read"] = n, n
+		d.ReadBytes, d.Bytes["Read"] = n, n
 	case "wbytes":
-		d.WriteBytes, d.Bytes["write"] = n, n
+		d.WriteBytes, d.Bytes["Write"] = n, n
 	case "rios":
 		d.Reads = n
 	case "wios":
