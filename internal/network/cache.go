@@ -11,17 +11,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/berth-run/berth/internal/record"
 )
 
 // maxEntry bounds a cache file: a configuration, a result and a pod's annotations (at most 256 KiB).
 const maxEntry = 8 << 20
 
 // entry is one attachment, written before its first plugin runs. The form is libcni's (kind cniCacheV1), so that
-// cnitool and people find what they know; "berth" is ours.
+// people find what they know; "berth" is ours.
 //
 //	absent --Attach--> running ADD --all plugins done--> attached --Detach--> running DEL --all done--> absent
 //	                        \___________________________Detach__________________/   \--one failed--> (again)
@@ -48,7 +49,7 @@ type progress struct {
 	FailedSince time.Time `json:"failedSince,omitzero"`
 }
 
-// cache is a folder of entries. Like records they are replaced by atomic rename and not synced: a power cut ends what
+// cache is a folder of entries. Like records they are written by appending a line and not synced: a power cut ends what
 // they describe, except addresses reserved by an IPAM plugin that syncs and knows no GC.
 type cache struct{ dir string }
 
@@ -83,20 +84,8 @@ func (c cache) write(e entry) error {
 	if err != nil {
 		return fmt.Errorf("remember attachment of %s: %w", e.ContainerID, err)
 	}
-	path := c.path(e)
-	f, err := os.OpenFile(path+unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
-	if err != nil {
+	if err := record.WriteLine(c.path(e), data); err != nil {
 		return fmt.Errorf("remember attachment: %w", err)
-	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(path+unfinished, path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("remember attachment: %w", err), os.Remove(path+unfinished))
 	}
 	return nil
 }
@@ -156,5 +145,5 @@ func (c cache) read(name string) (entry, error) {
 		return entry{}, err
 	}
 	var e entry
-	return e, json.Unmarshal(data, &e)
+	return e, json.Unmarshal(record.LastLine(data), &e)
 }

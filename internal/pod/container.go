@@ -227,8 +227,8 @@ func (c *Container) Begin(steps ...string) error {
 }
 
 // End implements step.Journal.
-func (c *Container) End(name string) error {
-	return c.update(func(r *containerRecord) { r.Begun = without(r.Begun, name) })
+func (c *Container) End(steps ...string) error {
+	return c.update(func(r *containerRecord) { r.Begun = without(r.Begun, steps...) })
 }
 
 func containerName(sandbox string, c *runtimeapi.ContainerConfig) string {

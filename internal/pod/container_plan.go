@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/step"
 )
@@ -24,7 +25,7 @@ const (
 )
 
 func (c *Container) newPlan() *step.Plan {
-	return &step.Plan{Object: c.String(), Journal: c, Steps: []step.Step{
+	return &step.Plan{Object: c.String(), Journal: c, Passing: func() { record.Pass(c.paths.record) }, Steps: []step.Step{
 		{Name: stepBundle, Acquire: c.makeBundle, Release: c.removeBundle},
 		{Name: stepRootfs, After: []string{stepBundle}, Acquire: c.mountRootfs, Release: c.unmountRootfs},
 		{Name: stepTask, After: []string{stepRootfs}, Acquire: c.startTask, Release: c.removeTask},

@@ -202,8 +202,8 @@ func (s *Sandbox) Begin(steps ...string) error {
 }
 
 // End implements step.Journal.
-func (s *Sandbox) End(name string) error {
-	return s.update(func(r *sandboxRecord) { r.Begun = without(r.Begun, name) })
+func (s *Sandbox) End(steps ...string) error {
+	return s.update(func(r *sandboxRecord) { r.Begun = without(r.Begun, steps...) })
 }
 
 func with(list []string, names ...string) []string {
@@ -215,8 +215,8 @@ func with(list []string, names ...string) []string {
 	return list
 }
 
-func without(list []string, name string) []string {
-	return slices.DeleteFunc(list, func(s string) bool { return s == name })
+func without(list []string, names ...string) []string {
+	return slices.DeleteFunc(list, func(s string) bool { return slices.Contains(names, s) })
 }
 
 func (m *Manager) header(kind string, version int) record.Header {

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/step"
 )
@@ -59,7 +60,7 @@ func (s *Sandbox) newPlan() *step.Plan {
 		}
 		steps = append(steps, step.Step{Name: stepPause, After: after, Acquire: s.startPause, Release: s.stopPause})
 	}
-	return &step.Plan{Object: s.String(), Steps: steps, Journal: s}
+	return &step.Plan{Object: s.String(), Steps: steps, Journal: s, Passing: func() { record.Pass(s.paths.record) }}
 }
 
 func (s *Sandbox) makeState(context.Context) error {

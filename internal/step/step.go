@@ -10,7 +10,8 @@
 //	                          \_______ Release (idempotent, tolerates a half-done Acquire) _/
 //
 // Only "begun" is durable. That is enough: Release must cope with everything between nothing and all of
-// what its Acquire does, so the journal only says which releases can be left out.
+// what its Acquire does, so the journal only says which releases can be left out. For the same reason the steps of
+// one Up are begun by one write, and those of one Down ended by one: a crash in between repeats a few releases.
 package step
 
 import (
@@ -42,8 +43,8 @@ type Journal interface {
 	Begun() []string
 	// Begin records that the steps are about to be acquired. It must survive kill -9 once it returns.
 	Begin(steps ...string) error
-	// End records that a step holds nothing any more.
-	End(step string) error
+	// End records that the steps hold nothing any more.
+	End(steps ...string) error
 }
 
 // Plan is the list of steps of one object.
@@ -53,6 +54,9 @@ type Plan struct {
 	Steps  []Step
 	// Journal outlives the plan.
 	Journal Journal
+	// Passing is called before each acquire and after each release, where a crash leaves things half done: for tests that
+	// crash there. It may be nil.
+	Passing func()
 
 	mu      sync.Mutex // guards running and each call of Journal
 	running map[string]time.Time
@@ -77,12 +81,18 @@ func (p *Plan) Up(ctx context.Context) error { return p.UpTo(ctx, p.names()...) 
 func (p *Plan) UpTo(ctx context.Context, names ...string) error {
 	begun := p.begun()
 	todo := p.pick(func(s Step) bool { return slices.Contains(names, s.Name) && !slices.Contains(begun, s.Name) })
-	err := p.walk(ctx, todo, func(s Step) []string { return s.After }, p.acquire, true)
+	if len(todo) == 0 {
+		return nil
+	}
+	if err := p.journal(func(j Journal) error { return j.Begin(stepNames(todo)...) }); err != nil {
+		return &Error{p.Object, strings.Join(stepNames(todo), ", "), "journal", err}
+	}
+	touched, err := p.walk(ctx, todo, func(s Step) []string { return s.After }, p.acquire, true)
 	if err == nil {
 		return nil
 	}
 	// The roll-back runs even where the caller's context is what ended the work.
-	if derr := p.DownTo(context.WithoutCancel(ctx), stepNames(todo)...); derr != nil {
+	if derr := p.releaseAll(context.WithoutCancel(ctx), todo, touched); derr != nil {
 		return errors.Join(err, fmt.Errorf("roll back: %w", derr))
 	}
 	return err
@@ -96,7 +106,33 @@ func (p *Plan) Down(ctx context.Context) error { return p.DownTo(ctx, p.names().
 func (p *Plan) DownTo(ctx context.Context, names ...string) error {
 	begun := p.begun()
 	todo := p.pick(func(s Step) bool { return slices.Contains(names, s.Name) && slices.Contains(begun, s.Name) })
-	return p.walk(ctx, todo, p.dependants, p.release, false)
+	return p.releaseAll(ctx, todo, todo)
+}
+
+// releaseAll takes steps out of the journal once those of them that were touched are released.
+func (p *Plan) releaseAll(ctx context.Context, begun, touched []Step) error {
+	if len(begun) == 0 {
+		return nil
+	}
+	var mu sync.Mutex
+	ended := stepNames(begun)
+	ended = slices.DeleteFunc(ended, func(name string) bool { return slices.Contains(stepNames(touched), name) })
+	_, err := p.walk(ctx, touched, p.dependants, func(ctx context.Context, s Step) error {
+		if err := p.release(ctx, s); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		ended = append(ended, s.Name)
+		return nil
+	}, false)
+	if len(ended) == 0 {
+		return err
+	}
+	if jerr := p.journal(func(j Journal) error { return j.End(ended...) }); jerr != nil {
+		return errors.Join(err, &Error{p.Object, strings.Join(ended, ", "), "journal", jerr})
+	}
+	return err
 }
 
 // Held tells whether a step may hold something.
@@ -116,9 +152,7 @@ func (p *Plan) Stage() string {
 }
 
 func (p *Plan) acquire(ctx context.Context, s Step) error {
-	if err := p.journal(func(j Journal) error { return j.Begin(s.Name) }); err != nil {
-		return &Error{p.Object, s.Name, "journal", err}
-	}
+	p.passing()
 	if err := s.Acquire(ctx); err != nil {
 		return &Error{p.Object, s.Name, "set up", err}
 	}
@@ -129,15 +163,20 @@ func (p *Plan) release(ctx context.Context, s Step) error {
 	if err := s.Release(ctx); err != nil {
 		return &Error{p.Object, s.Name, "release", err}
 	}
-	if err := p.journal(func(j Journal) error { return j.End(s.Name) }); err != nil {
-		return &Error{p.Object, s.Name, "journal", err}
-	}
+	p.passing()
 	return nil
 }
 
+func (p *Plan) passing() {
+	if p.Passing != nil {
+		p.Passing()
+	}
+}
+
 // walk runs do for each step once all of those named by before(step) that are part of the walk are done.
-// A step whose forerunner failed is left out. With stop, the first failure cancels the others.
-func (p *Plan) walk(ctx context.Context, steps []Step, before func(Step) []string, do func(context.Context, Step) error, stop bool) error {
+// A step whose forerunner failed is left out. With stop, the first failure cancels the others. It returns the steps that do was
+// called for.
+func (p *Plan) walk(ctx context.Context, steps []Step, before func(Step) []string, do func(context.Context, Step) error, stop bool) ([]Step, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(map[string]chan struct{}, len(steps))
@@ -174,7 +213,13 @@ func (p *Plan) walk(ctx context.Context, steps []Step, before func(Step) []strin
 		})
 	}
 	wg.Wait()
-	return firstCause(ctx, errs, stop)
+	var touched []Step
+	for i, s := range steps {
+		if !errors.Is(errs[i], errSkipped) {
+			touched = append(touched, s)
+		}
+	}
+	return touched, firstCause(ctx, errs, stop)
 }
 
 var errSkipped = errors.New("skipped")

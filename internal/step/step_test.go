@@ -60,10 +60,10 @@ func (p process) Begin(steps ...string) error {
 	return nil
 }
 
-func (p process) End(step string) error {
+func (p process) End(steps ...string) error {
 	p.enter()
 	defer p.mu.Unlock()
-	p.world.begun = slices.DeleteFunc(p.world.begun, func(s string) bool { return s == step })
+	p.world.begun = slices.DeleteFunc(p.world.begun, func(s string) bool { return slices.Contains(steps, s) })
 	return nil
 }
 
@@ -253,6 +253,39 @@ func TestAReleaseThatFailsHoldsBackOnlyWhatItStandsOn(t *testing.T) {
 		t.Errorf("journal has %s, want the network and the namespaces it stands on", got)
 	}
 }
+
+// Each write of the journal costs; and what was never touched needs no release.
+func TestOneWriteBeginsAllAndOneEndsAll(t *testing.T) {
+	w := &world{held: map[string]bool{}}
+	j := &counted{process: w.start()}
+	p := w.plan(fault{}, nil, nil)
+	p.Journal = j
+	passed := 0
+	p.Passing = func() { w.mu.Lock(); defer w.mu.Unlock(); passed++ }
+	if err := errors.Join(p.Up(t.Context()), p.Down(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if j.writes != 2 || passed != 8 {
+		t.Errorf("%d writes and %d instants to crash at, want 2 and 8", j.writes, passed)
+	}
+	w.log = nil
+	p = w.plan(fault{"network", "error before"}, nil, nil)
+	if err := p.Up(t.Context()); err == nil {
+		t.Fatal("the fault went unnoticed")
+	}
+	if slices.Contains(w.log, "release shim") {
+		t.Errorf("the shim, which was never begun, is released: %v", w.log)
+	}
+	w.mustHoldNothing(t)
+}
+
+type counted struct {
+	process
+	writes int
+}
+
+func (c *counted) Begin(steps ...string) error { c.writes++; return c.process.Begin(steps...) }
+func (c *counted) End(steps ...string) error   { c.writes++; return c.process.End(steps...) }
 
 func TestStageNamesWhatHangs(t *testing.T) {
 	enter, leave := make(chan struct{}), make(chan struct{})
