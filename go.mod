@@ -51,6 +51,20 @@ require (
 require github.com/moby/profiles/apparmor v0.1.0
 
 require (
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/intel/goresctrl v0.14.0
+	github.com/prometheus/client_golang v1.24.1 // indirect
+	github.com/prometheus/client_model v0.6.2 // indirect
+	github.com/prometheus/common v0.70.1 // indirect
+	github.com/prometheus/procfs v0.21.1 // indirect
+)
+
+require (
+	tags.cncf.io/container-device-interface v1.1.1
+	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
+)
+
+require (
 	github.com/containerd/nri v0.12.5
 	github.com/knqyf263/go-plugin v0.9.0 // indirect
 	github.com/tetratelabs/wazero v1.11.0 // indirect

@@ -125,6 +125,16 @@ func word(v any) error {
 	return nil
 }
 
+// annotationKeys accepts keys with wildcards, as path.Match has them.
+func annotationKeys(v any) error {
+	for _, p := range v.([]string) {
+		if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, " \t\r\n\x00") {
+			return fmt.Errorf("%q is not a pattern of annotation keys", p)
+		}
+	}
+	return nil
+}
+
 func handler(v any) error {
 	if s := v.(string); !handlerName.MatchString(s) {
 		return fmt.Errorf("%q is not a runtime handler's name: lower-case letters, digits and -, at most 63", s)

@@ -43,6 +43,8 @@ type Config struct {
 	Exec      Exec
 	Streaming Streaming
 	NRI       NRI
+	CDI       CDI
+	QoS       QoS
 }
 
 // Log says what the daemon logs to its standard error.
@@ -92,6 +94,8 @@ type Runtime struct {
 	Root string
 	// PrivilegedWithoutHostDevices: privileged containers get the devices that they ask for and no others.
 	PrivilegedWithoutHostDevices bool
+	// PodAnnotations and ContainerAnnotations are patterns of the keys that the program gets to see.
+	PodAnnotations, ContainerAnnotations []string
 }
 
 // Shim says where berth-shim is.
@@ -133,6 +137,16 @@ type Streaming struct {
 	CreationTimeout time.Duration
 	MaxSessions     int
 }
+
+// CDI says where devices of the Container Device Interface are described, and who may name them.
+type CDI struct {
+	SpecDirs []string
+	// Annotations: not only the CRI's field but also annotations cdi.k8s.io/… name devices.
+	Annotations bool
+}
+
+// QoS names files with classes that pods choose by annotation; empty: none.
+type QoS struct{ BlockIO, RDT string }
 
 // NRI says where NRI plugins come from, and what is demanded of them.
 type NRI struct {
@@ -180,10 +194,11 @@ func base() *Config {
 			StallTimeout:           60 * time.Second,
 		},
 		Images:    Images{Sync: true, Pinned: []string{}},
-		Runtimes:  map[string]*Runtime{"runc": {Type: "oci"}},
+		Runtimes:  map[string]*Runtime{"runc": newRuntime()},
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},
 		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: 4 * time.Hour, CreationTimeout: 30 * time.Second, MaxSessions: 1000},
+		CDI:       CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		NRI: NRI{
 			Socket:              "/var/run/nri/nri.sock",
 			PluginDir:           "/opt/nri/plugins",

@@ -136,7 +136,9 @@ func TestLaterFilesWinTablesMergeListsReplace(t *testing.T) {
 	if c.Network.ConfDir != "/c" || !slices.Equal(c.Network.BinDirs, []string{"/z"}) || c.Network.AddTimeout != 90*time.Second {
 		t.Errorf("network: %+v", c.Network)
 	}
-	if want := (&Runtime{Type: "oci", Path: "/k", Root: "/kr"}); !reflect.DeepEqual(c.Runtimes["kata"], want) {
+	want := newRuntime()
+	want.Path, want.Root = "/k", "/kr"
+	if !reflect.DeepEqual(c.Runtimes["kata"], want) {
 		t.Errorf("kata: %+v", c.Runtimes["kata"])
 	}
 	for key, want := range map[string]string{
@@ -326,7 +328,7 @@ func TestReloadablePartsWhatARunningDaemonTakes(t *testing.T) {
 		t.Errorf("reloadable: %v", reload)
 	}
 	if !slices.Equal(restart, []string{"root", "runtimes.kata.type", "runtimes.kata.path", "runtimes.kata.root",
-		"runtimes.kata.privileged_without_host_devices"}) {
+		"runtimes.kata.privileged_without_host_devices", "runtimes.kata.pod_annotations", "runtimes.kata.container_annotations"}) {
 		t.Errorf("need a restart: %v", restart)
 	}
 	if _, restart = Reloadable(changed, old); !slices.Contains(restart, "runtimes.kata.root") {

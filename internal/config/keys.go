@@ -79,6 +79,10 @@ var keys = []key{
 		at: func(c *Config, name string) any { return &c.runtime(name).Root }, check: folder},
 	{path: "runtimes.*.privileged_without_host_devices", doc: "Privileged containers get only the devices that they ask for, not all of the host's.",
 		at: func(c *Config, name string) any { return &c.runtime(name).PrivilegedWithoutHostDevices }, check: anything},
+	{path: "runtimes.*.pod_annotations", doc: "Annotations of pods that the runtime program gets to see, as patterns such as \"io.katacontainers.*\".",
+		at: func(c *Config, name string) any { return &c.runtime(name).PodAnnotations }, check: annotationKeys},
+	{path: "runtimes.*.container_annotations", doc: "The same for annotations of containers.",
+		at: func(c *Config, name string) any { return &c.runtime(name).ContainerAnnotations }, check: annotationKeys},
 
 	{path: "shim.path", doc: "The berth-shim program. Empty: beside berth, then in PATH.",
 		at: func(c *Config, _ string) any { return &c.Shim.Path }, check: optional(folder)},
@@ -108,6 +112,16 @@ var keys = []key{
 	{path: "streaming.max_sessions", doc: "Sessions at the same time, and URLs that wait for their client (1 to 100000).",
 		at: func(c *Config, _ string) any { return &c.Streaming.MaxSessions }, check: between(1, 100000)},
 
+	{path: "cdi.spec_dirs", doc: "Folders with descriptions of CDI devices; those of a later one count more. They may be missing.",
+		at: func(c *Config, _ string) any { return &c.CDI.SpecDirs }, check: folders},
+	{path: "cdi.annotations", doc: "Whether annotations cdi.k8s.io/* name CDI devices too, as kubelets before 1.28 need it: whoever makes a pod can then.",
+		at: func(c *Config, _ string) any { return &c.CDI.Annotations }, check: anything},
+
+	{path: "qos.blockio_config", doc: "File with classes of block I/O in goresctrl's format, which pods choose by annotation. Empty: none.",
+		at: func(c *Config, _ string) any { return &c.QoS.BlockIO }, check: optional(folder)},
+	{path: "qos.rdt_config", doc: "File with classes of CPU cache and memory bandwidth in goresctrl's format. Empty: none.",
+		at: func(c *Config, _ string) any { return &c.QoS.RDT }, check: optional(folder)},
+
 	{path: "nri.enable", doc: "Whether NRI plugins are started and may connect.",
 		at: func(c *Config, _ string) any { return &c.NRI.Enable }, check: anything},
 	{path: "nri.socket", doc: "Unix socket for NRI plugins, for root only. Empty: none may connect.",
@@ -128,11 +142,15 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.NRI.Reject }, check: eachOf("hooks", "namespaces", "sysctls", "seccomp_runtime_default", "seccomp_unconfined", "seccomp_localhost")},
 }
 
+func newRuntime() *Runtime {
+	return &Runtime{Type: "oci", PodAnnotations: []string{}, ContainerAnnotations: []string{}}
+}
+
 // runtime is the table of that name, made with a runtime's defaults if it is new.
 func (c *Config) runtime(name string) *Runtime {
 	r := c.Runtimes[name]
 	if r == nil {
-		r = &Runtime{Type: "oci"}
+		r = newRuntime()
 		c.Runtimes[name] = r
 	}
 	return r

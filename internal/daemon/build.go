@@ -81,11 +81,14 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hooks, err := d.openNRI()
+	specs, err := newSpecMaker(facts, c, d.log)
 	if err != nil {
 		return err
 	}
-	specs := newSpecMaker(facts, c, d.log)
+	hooks, err := d.openNRI(specs)
+	if err != nil {
+		return err
+	}
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}

@@ -8,13 +8,14 @@ import (
 )
 
 // openNRI makes the hooks that pods have, if the configuration wants any.
-func (d *daemon) openNRI() (pod.Hooks, error) {
+func (d *daemon) openNRI(specs specMaker) (pod.Hooks, error) {
 	c := d.cfg.NRI
 	if !c.Enable {
 		return nil, nil
 	}
 	n, err := nri.New(nri.Config{Socket: c.Socket, PluginDir: c.PluginDir, ConfigDir: c.PluginConfigDir, RegistrationTimeout: c.RegistrationTimeout,
-		RequestTimeout: c.RequestTimeout, Required: c.RequiredPlugins, Exempt: c.RequiredExempt, Reject: c.Reject, Version: d.flags.Version}, d.log)
+		RequestTimeout: c.RequestTimeout, Required: c.RequiredPlugins, Exempt: c.RequiredExempt, Reject: c.Reject, Version: d.flags.Version,
+		InjectCDI: specs.cdi.Inject, BlockIO: specs.classes.BlockIO, RDT: specs.classes.RDT}, d.log)
 	if err != nil {
 		return nil, err
 	}

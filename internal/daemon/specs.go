@@ -11,12 +11,14 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/cdi"
 	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/apparmor"
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/linux/user"
 	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/qos"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
 )
@@ -29,22 +31,33 @@ type specMaker struct {
 	// handlers are the policies of the runtime handlers, by name.
 	handlers map[string]handlerPolicy
 	profiles profiles
-	clamped  *sync.Once
-	log      *slog.Logger
+	cdi      *cdi.Devices
+	// cdiAnnotations: annotations may name CDI devices, too.
+	cdiAnnotations bool
+	classes        *qos.Classes
+	clamped        *sync.Once
+	log            *slog.Logger
 }
 
 // handlerPolicy is what the configuration says of one runtime handler's containers.
 type handlerPolicy struct {
 	// withoutHostDevices: privileged containers get no devices but those that are asked for.
 	withoutHostDevices bool
+	// podAnnotations and containerAnnotations are patterns of the keys that the OCI runtime gets to see.
+	podAnnotations, containerAnnotations []string
 }
 
-func newSpecMaker(facts spec.Host, c *config.Config, log *slog.Logger) specMaker {
-	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(), clamped: &sync.Once{}, log: log}
-	for name, r := range c.Runtimes {
-		m.handlers[name] = handlerPolicy{withoutHostDevices: r.PrivilegedWithoutHostDevices}
+func newSpecMaker(facts spec.Host, c *config.Config, log *slog.Logger) (specMaker, error) {
+	classes, err := qos.Open(qos.Config{BlockIO: c.QoS.BlockIO, RDT: c.QoS.RDT}, log)
+	if err != nil {
+		return specMaker{}, fmt.Errorf("[qos]: %w", err)
 	}
-	return m
+	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(),
+		cdi: cdi.New(c.CDI.SpecDirs), cdiAnnotations: c.CDI.Annotations, classes: classes, clamped: &sync.Once{}, log: log}
+	for name, r := range c.Runtimes {
+		m.handlers[name] = handlerPolicy{r.PrivilegedWithoutHostDevices, r.PodAnnotations, r.ContainerAnnotations}
+	}
+	return m, nil
 }
 
 func (specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
@@ -62,8 +75,12 @@ func (specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 	return nil
 }
 
-func (specMaker) ValidateContainer(c *runtimeapi.ContainerConfig, s *runtimeapi.PodSandboxConfig) error {
-	return spec.ValidateContainer(c, s)
+func (m specMaker) ValidateContainer(c *runtimeapi.ContainerConfig, s *runtimeapi.PodSandboxConfig) error {
+	if err := spec.ValidateContainer(c, s); err != nil {
+		return err
+	}
+	_, err := m.cdiDevices(c)
+	return err
 }
 
 // Container makes config.json. Host paths of mounts are looked at here, where a hung one delays nobody but its own container.
@@ -88,7 +105,18 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	if in.Profile, err = seccompProfile(sc.GetSeccomp()); err != nil {
 		return pod.ContainerSpec{}, err
 	}
+	in.Annotations = m.passedAnnotations(r)
 	generated, err := spec.Generate(in)
+	if err != nil {
+		return pod.ContainerSpec{}, err
+	}
+	names, err := m.cdiDevices(r.Container)
+	if err == nil {
+		err = asked("CDI_devices", m.cdi.Inject(generated, names))
+	}
+	if err == nil {
+		err = m.tolerate(r, m.classes.Apply(generated, qosRequest(r)))
+	}
 	if err != nil {
 		return pod.ContainerSpec{}, err
 	}
@@ -117,6 +145,7 @@ func (m specMaker) input(r pod.SpecRequest) spec.Input {
 
 func (m specMaker) Pause(r pod.SpecRequest) ([]byte, error) {
 	in := m.input(r)
+	in.Annotations = m.passedAnnotations(r)
 	if m.host.AppArmor {
 		if err := m.profiles.EnsureDefault(); err == nil { // an error has been logged, and Status tells it
 			in.Host.AppArmorDefault = apparmor.DefaultName

@@ -47,9 +47,17 @@ func (n *NRI) generateOptions() []generate.GeneratorOption {
 			}
 			return n.cfg.InjectCDI(s, names)
 		}),
-		generate.WithRdtResolver(func(class string) (*specs.LinuxIntelRdt, error) { return &specs.LinuxIntelRdt{ClosID: class}, nil }),
+		generate.WithRdtResolver(func(class string) (*specs.LinuxIntelRdt, error) {
+			if n.cfg.RDT == nil {
+				return nil, fmt.Errorf("RDT class %q: classes are not configured", class)
+			}
+			return n.cfg.RDT(class)
+		}),
 		generate.WithBlockIOResolver(func(class string) (*specs.LinuxBlockIO, error) {
-			return nil, fmt.Errorf("block I/O class %q: classes are not configured", class)
+			if n.cfg.BlockIO == nil {
+				return nil, fmt.Errorf("block I/O class %q: classes are not configured", class)
+			}
+			return n.cfg.BlockIO(class)
 		}),
 	}
 }

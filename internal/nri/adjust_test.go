@@ -85,7 +85,7 @@ func TestAdjustmentsAreMadeToTheSpec(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			made, err := (&NRI{}).adjust(raw, c.adjust)
+			made, err := (&NRI{cfg: Config{RDT: gold}}).adjust(raw, c.adjust)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,4 +129,9 @@ func TestContainersWithoutAReadableSpecAreToldAllTheSame(t *testing.T) {
 	if len(got) != 3 || got[1].Id != "b" || got[2].Args[0] != "x" {
 		t.Errorf("got %v", got)
 	}
+}
+
+// gold is a node where every class of RDT is known.
+func gold(class string) (*specs.LinuxIntelRdt, error) {
+	return &specs.LinuxIntelRdt{ClosID: class}, nil
 }

@@ -51,6 +51,9 @@ type Config struct {
 	Version string
 	// InjectCDI adds CDI devices, which plugins ask for by name, to a spec; nil: such requests fail.
 	InjectCDI func(s *specs.Spec, names []string) error
+	// BlockIO and RDT tell what a class means that a plugin chooses; nil: such requests fail.
+	BlockIO func(class string) (*specs.LinuxBlockIO, error)
+	RDT     func(class string) (*specs.LinuxIntelRdt, error)
 }
 
 // Rejectable are the kinds of adjustment that Config.Reject can forbid.

@@ -95,6 +95,16 @@ func (f *fakeHooks) UpdateContainer(_ context.Context, _ nri.Pod, _ nri.Containe
 	return r, nil, f.call("ask update", func() error { return nil })
 }
 
+func (f *fakeHooks) UpdateSandbox(_ context.Context, _ nri.Pod, overhead, _ *runtimeapi.LinuxContainerResources) error {
+	if overhead.GetCpuShares() == refusedShares {
+		return nri.ErrRefused
+	}
+	return f.call("ask update of sandbox", func() error { return nil })
+}
+
+// refusedShares are an overhead that the fake plugin refuses.
+const refusedShares = 666
+
 func (f *fakeHooks) StopContainer(context.Context, nri.Pod, nri.Container) []nri.Update {
 	_ = f.call("tell stop of container", func() error { return nil })
 	return nil

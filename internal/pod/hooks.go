@@ -28,6 +28,8 @@ type Hooks interface {
 	CreateContainer(ctx context.Context, p nri.Pod, c nri.Container) (nri.Created, error)
 	Undo(ctx context.Context, p nri.Pod, c nri.Container)
 	UpdateContainer(ctx context.Context, p nri.Pod, c nri.Container, r *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, []nri.Update, error)
+	// UpdateSandbox may refuse new resources of the pod as a whole.
+	UpdateSandbox(ctx context.Context, p nri.Pod, overhead, resources *runtimeapi.LinuxContainerResources) error
 	StopContainer(ctx context.Context, p nri.Pod, c nri.Container) []nri.Update
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/nri"
 )
 
 type resources = runtimeapi.LinuxContainerResources
@@ -77,5 +79,19 @@ func TestAPodsResourcesReachItsCgroupAndTheNextLife(t *testing.T) {
 	}
 	if err := ask(&resources{CpuShares: 1}, nil); !errors.Is(err, ErrState) {
 		t.Errorf("stopped: %v", err)
+	}
+}
+
+func TestPluginsMayRefuseAPodsResources(t *testing.T) {
+	n, s, _ := running(t)
+	before := len(n.w.trace)
+	if err := n.UpdateSandboxResources(t.Context(), s, nil, &resources{CpuShares: refusedShares}); !errors.Is(err, nri.ErrRefused) {
+		t.Error(err)
+	}
+	if slices.Contains(n.w.trace[before:], "limit cgroup") {
+		t.Error("refused resources reached the cgroup")
+	}
+	if err := n.UpdateSandboxResources(t.Context(), s, nil, &resources{CpuShares: 2}); err != nil || !slices.Contains(n.w.trace[before:], "ask update of sandbox") {
+		t.Error(n.w.trace[before:], err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/nri"
 )
 
 // UpdateSandboxResources changes the resources of a ready pod as a whole and verifies them in the pod's cgroup. A nil message, and zero values,
@@ -32,6 +34,11 @@ func (s *Sandbox) updateResources(ctx context.Context, containers, overhead *run
 	if err != nil {
 		return fmt.Errorf("%s: update resources: %w", s, err)
 	}
+	if h := s.m.hooks(); h != nil {
+		if err := h.UpdateSandbox(ctx, s.forHooks(), overhead, containers); err != nil {
+			return fmt.Errorf("%s: update resources: %w", s, err)
+		}
+	}
 	if err := s.m.parts.Host.SetPodLimits(ctx, s.facts().CgroupParent, sum); err != nil {
 		return fmt.Errorf("%s: update resources: %w", s, err)
 	}
@@ -52,8 +59,10 @@ func (s *Sandbox) updateResources(ctx context.Context, containers, overhead *run
 			r.Overhead = encoded[1]
 		}
 	})
-	if err == nil {
-		s.log.InfoContext(ctx, "resources of the pod are updated", "resources", sum)
+	if err != nil {
+		return err
 	}
-	return err
+	s.tell(ctx, nri.PostUpdateSandbox)
+	s.log.InfoContext(ctx, "resources of the pod are updated", "resources", sum)
+	return nil
 }

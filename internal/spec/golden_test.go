@@ -28,6 +28,7 @@ type request struct {
 	Host               *Host
 	Devices            []Device
 	WithoutHostDevices bool
+	Annotations        map[string]string
 	Sources            []MountSource
 	Volumes            []Volume
 }
@@ -90,7 +91,7 @@ func fill(in *Input, data []byte) error {
 		container.Metadata, container.Image = in.Container.Metadata, in.Container.Image
 		in.Container = &container
 	}
-	in.Devices, in.WithoutHostDevices = r.Devices, r.WithoutHostDevices
+	in.WithoutHostDevices, in.Annotations = r.WithoutHostDevices, r.Annotations
 	in.Devices, in.Sources, in.Volumes = r.Devices, r.Sources, r.Volumes
 	if in.UserNS = UserNamespaceOf(in.Sandbox); in.UserNS != nil {
 		in.Paths.UserNS = "/run/berth/pods/s1/ns/user"

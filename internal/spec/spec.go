@@ -8,6 +8,7 @@ package spec
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -34,6 +35,8 @@ type Input struct {
 	// CgroupsPath in the form of the cgroup driver in use.
 	CgroupsPath            string
 	SandboxID, ContainerID string
+	// Annotations are the pod's and the container's that the handler may see.
+	Annotations map[string]string
 	// Profile is the seccomp profile; a privileged container gets none.
 	Profile Profile
 	// Devices are what Container.Devices name on this host, in their order; HostDevices are what a privileged container gets besides.
@@ -135,10 +138,10 @@ func Generate(in Input) (*specs.Spec, error) {
 }
 
 // annotations are for people, and for runtimes that must know what belongs to one pod (gVisor, Kata). Nothing in Berth reads them back,
-// and nothing that an image or a pod says gets in by itself: runtimes take orders from annotations.
+// and nothing that an image or a pod says gets in but what the operator lets through: runtimes take orders from annotations.
 func annotations(in Input) map[string]string {
 	md := in.Sandbox.GetMetadata()
-	return map[string]string{
+	return withOthers(in.Annotations, map[string]string{
 		"io.kubernetes.cri.container-type":    "container",
 		"io.kubernetes.cri.sandbox-id":        in.SandboxID,
 		"io.kubernetes.cri.sandbox-name":      md.GetName(),
@@ -146,7 +149,17 @@ func annotations(in Input) map[string]string {
 		"io.kubernetes.cri.sandbox-uid":       md.GetUid(),
 		"io.kubernetes.cri.container-name":    in.Container.GetMetadata().GetName(),
 		"io.kubernetes.cri.image-name":        imageName(in.Container.GetImage()),
+	})
+}
+
+// withOthers adds annotations that were let through to ours, which nobody replaces.
+func withOthers(others, ours map[string]string) map[string]string {
+	out := maps.Clone(others)
+	if out == nil {
+		return ours
 	}
+	maps.Copy(out, ours)
+	return out
 }
 
 // imageName is the name that the user gave, where the kubelet tells it: it asks for images by ID.

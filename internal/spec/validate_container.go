@@ -21,8 +21,6 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSan
 		return invalid("metadata.name", "is empty")
 	case c.GetImage().GetImage() == "":
 		return invalid("image.image", "is empty")
-	case len(c.GetCDIDevices()) > 0:
-		return notYet("CDI_devices", "CDI devices")
 	case c.GetWorkingDir() != "" && !path.IsAbs(c.GetWorkingDir()):
 		return invalid("working_dir", "%q is not absolute", c.GetWorkingDir())
 	case c.GetWindows() != nil:

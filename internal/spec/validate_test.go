@@ -126,7 +126,6 @@ func TestBadContainers(t *testing.T) {
 		{"metadata:", func(c *container) { c.Metadata = nil }, ErrInvalid},
 		{"metadata.name:", func(c *container) { c.Metadata.Name = "a\nb" }, ErrInvalid},
 		{"image.image:", func(c *container) { c.Image = nil }, ErrInvalid},
-		{"CDI_devices", func(c *container) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}} }, ErrNotYet},
 		{"working_dir", func(c *container) { c.WorkingDir = "here" }, ErrInvalid},
 		{"windows", func(c *container) { c.Windows = &runtimeapi.WindowsContainerConfig{} }, ErrInvalid},
 		{"stop_signal", func(c *container) { c.StopSignal = 999 }, ErrInvalid},
