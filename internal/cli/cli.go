@@ -101,7 +101,7 @@ func (c *CLI) newRoot() *cobra.Command {
 	}
 	group("see", c.podsCommand(), c.psCommand(), c.imagesCommand(), c.inspectCommand(), c.logsCommand(), c.statsCommand())
 	group("do", c.pullCommand(), c.runCommand(), c.execCommand(), c.stopCommand(), c.rmCommand(), c.rmiCommand())
-	group("daemon", c.infoCommand(), c.versionCommand(), c.configCommand(), c.demoCommand())
+	group("daemon", c.infoCommand(), c.doctorCommand(), c.debugCommand(), c.versionCommand(), c.configCommand(), c.demoCommand())
 	if c.o.Serve != nil {
 		group("daemon", c.serveCommand())
 	}

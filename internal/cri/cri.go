@@ -14,6 +14,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/stats"
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 // Images is what the ImageService needs. Implementation: image.Store.
@@ -67,6 +68,8 @@ type Config struct {
 	Stats  Stats
 	// Streams serves Exec, Attach and PortForward.
 	Streams Streams
+	// InFlight lists the requests that are not answered yet, the oldest first.
+	InFlight func() []telemetry.Call
 	// NetworkReady is nil, or why pods cannot have a network now.
 	NetworkReady func() error
 	// Version is Berth's own.

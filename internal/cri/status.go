@@ -6,10 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 const (
@@ -52,8 +55,30 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if err != nil {
 		return nil, fmt.Errorf("encode configuration: %w", err)
 	}
-	out.Info = map[string]string{"config": string(config)}
+	operations, err := json.Marshal(inFlight(s.c.InFlight()))
+	if err != nil {
+		return nil, fmt.Errorf("encode operations: %w", err)
+	}
+	out.Info = map[string]string{"config": string(config), "operations": string(operations)}
 	return out, nil
+}
+
+// operation is a request in flight, for people and for `berth doctor`.
+type operation struct {
+	Method  string  `json:"method"`
+	Object  string  `json:"object,omitempty"`
+	Seconds float64 `json:"seconds"`
+}
+
+// inFlight tells what the daemon is doing, the oldest first, without what only waits for news.
+func inFlight(calls []telemetry.Call) []operation {
+	all := []operation{}
+	for _, c := range calls {
+		if c.Method != "Status" && c.Method != "GetContainerEvents" {
+			all = append(all, operation{c.Method, c.Object.String(), time.Since(c.Since).Seconds()})
+		}
+	}
+	return all
 }
 
 // RuntimeConfig implements RuntimeService. A zero cgroup driver would mean systemd to the kubelet, so it is always said.

@@ -127,6 +127,7 @@ func (d *daemon) apiConfig(driver string, specs specMaker) cri.Config {
 		Images:       d.images,
 		Streams:      d.streams,
 		Stats:        d.stats,
+		InFlight:     d.calls.List,
 		NetworkReady: d.network.Ready,
 		Version:      d.flags.Version,
 		CgroupDriver: driver,

@@ -3,6 +3,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 
@@ -24,6 +25,17 @@ type Object struct {
 
 // With returns a context whose log lines carry the object.
 func (o Object) With(ctx context.Context) context.Context { return With(ctx, o.attrs()...) }
+
+// String is for people: the pod and what it is about in it, or else the ID or the image.
+func (o Object) String() string {
+	switch {
+	case o.Pod != "" && o.Name != "":
+		return o.Pod + "/" + o.Name
+	case o.Pod != "":
+		return o.Pod
+	}
+	return cmp.Or(o.Container, o.Sandbox, o.Image)
+}
 
 func (o Object) attrs() []slog.Attr {
 	var attrs []slog.Attr

@@ -74,3 +74,12 @@ func BootID() (string, error) {
 	}
 	return strings.TrimSpace(string(data)), nil
 }
+
+// ClockSynced tells whether something (chrony, systemd-timesyncd, a hypervisor) keeps the clock right: adjtimex(2) has no STA_UNSYNC.
+func ClockSynced() (bool, error) {
+	var state unix.Timex
+	if _, err := unix.Adjtimex(&state); err != nil {
+		return false, fmt.Errorf("ask for the clock's state: %w", err)
+	}
+	return state.Status&unix.STA_UNSYNC == 0, nil
+}
