@@ -143,7 +143,7 @@ func (d *Doctor) connect(ctx context.Context, dir string) (result network.Result
 		return result, err
 	}
 	defer func() { err = errors.Join(err, netns.Remove(pin)) }()
-	a := network.Attachment{ID: "doctor-" + strings.ToLower(rand.Text()), Name: "berth-doctor", Namespace: "default", UID: "doctor", NetnsPath: pin}
+	a := network.Attachment{ID: "doctor" + strings.ToLower(rand.Text()), Name: "berth-doctor", Namespace: "default", UID: "doctor", NetnsPath: pin}
 	result, err = net.Attach(ctx, a)
 	if derr := net.Detach(context.WithoutCancel(ctx), a); derr != nil {
 		err = errors.Join(err, fmt.Errorf("disconnect again: %w", derr))

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/berth-run/berth/internal/doctor"
+)
+
+func TestDoctorTellsWhatIsWrongAndExitsWithIt(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "none.sock")
+	got := berthIn(t.Context(), "", "doctor", "--socket", missing)
+	if got.code != 1 || !strings.Contains(got.out, "✗ socket     there is no socket at "+missing) || !strings.Contains(got.out, "→ start the daemon") {
+		t.Errorf("got %+v", got)
+	}
+	got = berthIn(t.Context(), "", "doctor", "--socket", missing, "-o", "json")
+	var all []doctor.Finding
+	if err := json.Unmarshal([]byte(got.out), &all); err != nil || got.code != 1 || len(all) == 0 {
+		t.Errorf("%v, got %+v", err, got)
+	}
+	if got := berthIn(t.Context(), "", "doctor", "-o", "yaml"); got.code != 1 || !strings.Contains(got.err, "table, json") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestASupportBundleHasNoSecrets(t *testing.T) {
+	f := populated(t)
+	got := f.berth(t, "debug", "dump", "--file", "-")
+	if got.code != 0 {
+		t.Fatalf("code %d, %s", got.code, got.err)
+	}
+	zipped, err := gzip.NewReader(strings.NewReader(got.out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string][]byte{}
+	for archive := tar.NewReader(zipped); ; {
+		head, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts[head.Name], err = io.ReadAll(archive); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Contains(parts["berth/pods.json"], []byte("front")) || parts["berth/doctor.json"] == nil || parts["berth/host/version"] == nil {
+		t.Errorf("parts %v", parts)
+	}
+}
+
+func TestRedact(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"password": "p\"4ss", "name": "x"}`:                    `{"password": "REDACTED", "name": "x"}`,
+		`DB_PASSWORD=hunter2 next`:                               `DB_PASSWORD="REDACTED" next`,
+		`Authorization: Bearer abc.def`:                          `Authorization: "REDACTED"`,
+		`"identityToken":"eyJ"`:                                  `"identityToken":"REDACTED"`,
+		`proxy https://user:pass@proxy:3128/x`:                   `proxy https://REDACTED@proxy:3128/x`,
+		`api_key: k1`:                                            `api_key: "REDACTED"`,
+		`image docker.io/library/busybox@sha256:abc took=3ms`:    `image docker.io/library/busybox@sha256:abc took=3ms`,
+		"level=INFO msg=\"image is pulled\" image=a/b:1 size=12": "level=INFO msg=\"image is pulled\" image=a/b:1 size=12",
+	} {
+		if got := string(redact([]byte(in))); got != want {
+			t.Errorf("%s became %s", in, got)
+		}
+	}
+}
