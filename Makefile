@@ -23,7 +23,7 @@ export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
 # nri_no_wasm: NRI plugins are processes here; an interpreter for those that are not would add 2.6 MB.
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -tags nri_no_wasm -ldflags "-s -w -X main.version=$(VERSION)"
 
-UNIT := ./internal/... ./cmd/... ./test/leak/... ./test/registry/...
+UNIT := ./internal/... ./cmd/... ./test/leak/... ./test/registry/... ./test/vm
 INTEGRATION := ./test/integration/...
 FAULT := ./test/fault/...
 
@@ -97,6 +97,13 @@ critest: build ## the CRI validation suite: CRITEST=/path/to/critest [FIXTURES=h
 	@test -x "$(CRITEST)" || { echo "make critest CRITEST=/path/to/critest: build it from kubernetes-sigs/cri-tools with 'make critest'" >&2; exit 1; }
 	$(AS_ROOT) env CRITEST="$(abspath $(CRITEST))" FIXTURES="$(FIXTURES)" CRITEST_FLAGS="$(CRITEST_FLAGS)" \
 		$(GO) test -count=1 -v -timeout 30m ./test/conformance
+
+.PHONY: test-vm
+test-vm: ## in a virtual machine with cgroup v2, systemd and AppArmor; VMFLAGS="-run cgroup -v"
+	hack/deps.sh vm
+	$(MAKE) build
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/tools/vm ./test/vm
+	$(AS_ROOT) bin/tools/vm $(VMFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)

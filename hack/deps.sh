@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the build, the tests and the demo need from the system: `make deps`. Does nothing where all is there; on other
-# systems than Debian and Ubuntu it says what is missing.
+# systems than Debian and Ubuntu it says what is missing. `hack/deps.sh vm` is for the virtual machine of `make test-vm`, too.
 set -euo pipefail
 
 # A need is "what proves it|its Debian package|what it is for".
@@ -18,6 +18,13 @@ needs=(
 	"ip|iproute2|looking at networks in tests"
 	"static:busybox|busybox-static|the images that tests and demo make"
 )
+if [ "${1:-}" = vm ]; then
+	needs+=(
+		"debootstrap|debootstrap|making the machine's disk"
+		"mke2fs|e2fsprogs|making the machine's disk"
+		"qemu-system-x86_64|qemu-system-x86|running the machine"
+	)
+fi
 
 has() {
 	case $1 in

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sent is a guest's output: the tests' lines as test2json marks them, between what the guest says of its steps.
+func sent(t *testing.T, name, tests string, err error) string {
+	t.Helper()
+	var b strings.Builder
+	reportBegin(&b, step{Name: name})
+	b.WriteString(tests)
+	reportEnd(&b, step{Name: name}, time.Second, err)
+	return b.String()
+}
+
+func TestResultsAreCounted(t *testing.T) {
+	exit := errors.New("exit status 1")
+	for name, c := range map[string]struct {
+		text           string
+		passed, failed int
+	}{
+		"all pass":                   {sent(t, "a", "\x16=== RUN   TestA\n\x16--- PASS: TestA (0.1s)\nPASS\n", nil), 1, 0},
+		"subtests belong to parents": {sent(t, "a", "\x16=== RUN   TestA\n\x16    --- PASS: TestA/x (0.1s)\n\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
+		"a failed test":              {sent(t, "a", "\x16--- FAIL: TestA (0.1s)\n\x16--- PASS: TestB (0.1s)\nFAIL\n", exit), 1, 1},
+		"after an unfinished line":   {sent(t, "a", "text without an end\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
+		"what only looks like it":    {sent(t, "a", "--- PASS: TestX (0.1s)\n\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
+		"a panic":                    {sent(t, "a", "\x16--- PASS: TestA (0.1s)\npanic: x\n", errors.New("exit status 2")), 1, 1},
+		"a panic after a failure":    {sent(t, "a", "\x16--- FAIL: TestA (0.1s)\npanic: x\n", errors.New("exit status 2")), 0, 2},
+		"a limit":                    {sent(t, "a", "\x16=== RUN   TestA\n", errors.New("it still ran after 1s")), 0, 1},
+		"exit status without a test": {sent(t, "a", "cannot set up\n", exit), 0, 1},
+		"no test":                    {sent(t, "a", "PASS\n", nil), 0, 1},
+		"only skipped":               {sent(t, "a", "\x16--- SKIP: TestA (0.1s)\nPASS\n", nil), 0, 1},
+		"never ended":                {"\n" + beginMark + "a\n\x16--- PASS: TestA (0.1s)\n", 1, 1},
+		"nothing came":               {"", 0, 1},
+	} {
+		for _, size := range []int{1, 7, 1 << 20} { // pieces are cut anywhere
+			var out strings.Builder
+			r := newReport(&out, false)
+			for rest := c.text; rest != ""; rest = rest[min(size, len(rest)):] {
+				r.Write([]byte(rest[:min(size, len(rest))]))
+			}
+			r.finish([]step{{Name: "a"}, {Name: "again", Reboot: true}})
+			if r.passed != c.passed || r.failed != c.failed {
+				t.Errorf("%s: %d passed, %d failed; want %d, %d:\n%s", name, r.passed, r.failed, c.passed, c.failed, out.String())
+			}
+		}
+	}
+}
+
+func TestTheOutputOfAFailedTestIsPrinted(t *testing.T) {
+	var out strings.Builder
+	r := newReport(&out, false)
+	r.Write([]byte(sent(t, "a", "\x16=== RUN   TestA\nfine\n\x16--- PASS: TestA (0.1s)\n\x16=== RUN   TestB\nthe reason\n\x16--- FAIL: TestB (0.1s)\n",
+		errors.New("exit status 1"))))
+	if text := out.String(); !strings.Contains(text, "the reason") || strings.Contains(text, "fine") {
+		t.Errorf("printed:\n%s", text)
+	}
+}
