@@ -47,7 +47,7 @@ func TestAShimThatHangsHoldsNobodyLongerThanTheDeadline(t *testing.T) {
 	_, err := shim.Info(timeout(t, 50*time.Millisecond))
 	want(t, "Info", err, context.DeadlineExceeded, "ask shim")
 	_, err = shim.ExecSync(timeout(t, 50*time.Millisecond), "c", ExecRequest{})
-	want(t, "ExecSync", err, context.DeadlineExceeded, "connect stdout")
+	want(t, "ExecSync", err, context.DeadlineExceeded, "exec in container c: connect ")
 	if err := shim.Shutdown(timeout(t, 50*time.Millisecond), true); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Shutdown = %v", err)
 	}

@@ -33,10 +33,8 @@ func TestIdleMemory(t *testing.T) {
 	}
 	time.Sleep(idleAfter + time.Second)
 	sizes := make([]int, pods)
-	ticks := make([]string, pods)
 	for i, s := range shims {
 		sizes[i] = s.rollup("Pss")
-		ticks[i] = s.cpuTicks()
 	}
 	s := shims[0]
 	t.Logf("PSS %v kB; private dirty %d kB, RSS %d kB", sizes, s.rollup("Private_Dirty"), s.rollup("Rss"))
@@ -50,12 +48,25 @@ func TestIdleMemory(t *testing.T) {
 	if largest := slices.Max(sizes); largest > limitOfOne {
 		t.Errorf("a shim has a PSS of %d kB, more than %d", largest, limitOfOne)
 	}
-	time.Sleep(3 * time.Second)
-	for i, s := range shims {
-		if now := s.cpuTicks(); now != ticks[i] {
-			t.Errorf("an idle shim has used CPU time: %s, then %s ticks", ticks[i], now)
+	// On a busy machine one of them may come to rest late; then all must stay at rest.
+	var busy []string
+	for range 5 {
+		before := make([]string, pods)
+		for i, s := range shims {
+			before[i] = s.cpuTicks()
+		}
+		time.Sleep(3 * time.Second)
+		busy = nil
+		for i, s := range shims {
+			if now := s.cpuTicks(); now != before[i] {
+				busy = append(busy, before[i]+" → "+now)
+			}
+		}
+		if len(busy) == 0 {
+			return
 		}
 	}
+	t.Errorf("idle shims use CPU time (ticks): %v", busy)
 }
 
 // rollup reads a figure in kB.
