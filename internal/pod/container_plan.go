@@ -57,7 +57,7 @@ func (c *Container) startTask(ctx context.Context) error {
 	if shim == nil {
 		return fmt.Errorf("the pod's shim is gone: %w", ErrState)
 	}
-	err := shim.Create(ctx, runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log,
+	err := shim.Create(ctx, runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log, LogFolder: c.sandbox.Config.GetLogDirectory(),
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce()})
 	if err != nil {
 		return err

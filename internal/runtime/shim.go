@@ -47,6 +47,8 @@ type CreateTask struct {
 	Handler string
 	// LogPath is the CRI log file; empty: output is read and dropped.
 	LogPath string
+	// LogFolder is the folder above it from which on no link is followed.
+	LogFolder string
 	// Stdin keeps a stdin for attach, which StdinOnce closes when the first client has gone.
 	Stdin, StdinOnce bool
 }
@@ -182,7 +184,7 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 	}
 	options, err := proto.Marshal(&shimpb.CreateOptions{
 		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native,
-		LogPath: t.LogPath, Stdin: t.Stdin, StdinOnce: t.StdinOnce, Deferred: true,
+		LogPath: t.LogPath, LogFolder: t.LogFolder, Stdin: t.Stdin, StdinOnce: t.StdinOnce, Deferred: true,
 	})
 	if err != nil {
 		return translate("create", t.ID, err)

@@ -4,15 +4,14 @@ package shim
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 const (
@@ -30,6 +29,7 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // drops and counts: a full disk must not stop the container.
 type criLog struct {
 	path    string // empty: everything is dropped, uncounted
+	folder  string // the path is below it
 	dropped atomic.Uint64
 
 	mu   sync.Mutex // also keeps the lines of the two streams, and a reopen, apart
@@ -37,44 +37,31 @@ type criLog struct {
 	torn bool       // the file ends in a broken line that could not be cut off
 }
 
-// openLog opens the file, creating it; its folder must exist.
-func openLog(path string) (*criLog, error) {
-	log := &criLog{path: path}
+// openLog opens the file, creating it; its folder must exist. folder is where it is, at any depth; empty: in its own folder.
+func openLog(folder, path string) (*criLog, error) {
+	log := &criLog{folder: folder, path: path}
 	if path == "" {
 		return log, nil
 	}
+	if folder == "" {
+		log.folder = filepath.Dir(path)
+	}
 	var err error
-	log.file, err = openLogFile(path)
+	log.file, err = log.open()
 	return log, err
 }
 
-// openLogFile follows no symbolic link in the last two components, which a pod may be able to write to,
-// and takes only a regular file.
-func openLogFile(path string) (*os.File, error) {
-	dir, err := syscall.Open(filepath.Dir(path), syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+// open follows no symbolic link from its folder on, which a pod may be able to write to, and takes only a regular file.
+func (l *criLog) open() (*os.File, error) {
+	below, err := filepath.Rel(l.folder, l.path)
 	if err != nil {
-		return nil, fmt.Errorf("open log folder: %w", &fs.PathError{Op: "open", Path: filepath.Dir(path), Err: err})
+		return nil, fmt.Errorf("open log: %w", err)
 	}
-	defer syscall.Close(dir)
-	// O_NONBLOCK: a FIFO in the file's place must not hang us.
-	flags := syscall.O_WRONLY | syscall.O_APPEND | syscall.O_CREAT | syscall.O_NOFOLLOW | syscall.O_CLOEXEC | syscall.O_NONBLOCK
-	fd, err := syscall.Openat(dir, filepath.Base(path), flags, 0o640)
+	file, err := fsys.AppendBeneath(l.folder, below, 0o640)
 	if err != nil {
-		return nil, fmt.Errorf("open log: %w", &fs.PathError{Op: "open", Path: path, Err: err})
+		return nil, fmt.Errorf("open log: %w", err)
 	}
-	var stat syscall.Stat_t
-	if err := syscall.Fstat(fd, &stat); err != nil || stat.Mode&syscall.S_IFMT != syscall.S_IFREG {
-		syscall.Close(fd)
-		if err == nil {
-			err = errors.New("not a regular file")
-		}
-		return nil, fmt.Errorf("open log %s: %w", path, err)
-	}
-	if err := syscall.SetNonblock(fd, false); err != nil {
-		syscall.Close(fd)
-		return nil, fmt.Errorf("open log %s: %w", path, err)
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return file, nil
 }
 
 // reopen goes over to a new file at the path, between two lines. On an error the old file stays in use.
@@ -82,7 +69,7 @@ func (l *criLog) reopen() error {
 	if l.path == "" {
 		return nil
 	}
-	file, err := openLogFile(l.path)
+	file, err := l.open()
 	if err != nil {
 		return err
 	}

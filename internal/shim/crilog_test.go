@@ -76,7 +76,7 @@ func reassemble(lines []logLine, stream string) string {
 func newTestLog(t testing.TB) (*criLog, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "0.log")
-	log, err := openLog(path)
+	log, err := openLog("", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestFullDiskDropsCountsAndRecovers(t *testing.T) {
 	}
 	defer syscall.Unmount(dir, syscall.MNT_DETACH)
 	path := filepath.Join(dir, "0.log")
-	log, err := openLog(path)
+	log, err := openLog("", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestLogFileMustBePlain(t *testing.T) {
 	must(syscall.Mkfifo(filepath.Join(dir, "fifo.log"), 0o600))
 	must(os.Mkdir(filepath.Join(dir, "folder.log"), 0o755))
 	for _, name := range []string{"link/0.log", "linked.log", "fifo.log", "folder.log", "missing/0.log"} {
-		if log, err := openLog(filepath.Join(dir, name)); err == nil {
+		if log, err := openLog("", filepath.Join(dir, name)); err == nil {
 			log.close()
 			t.Errorf("%s was opened", name)
 		}
@@ -261,7 +261,7 @@ func TestLogFileMustBePlain(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "real", "0.log")); err == nil {
 		t.Error("a log was made through a linked folder")
 	}
-	log, err := openLog("")
+	log, err := openLog("", "")
 	must(err)
 	must(newLogStream(log, "stdout").put([]byte("dropped\n")))
 	if log.dropped.Load() != 0 {

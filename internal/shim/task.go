@@ -108,7 +108,7 @@ func (t *task) prepare() (err error) {
 	if t.spec, err = readSpec(t.bundle); err != nil {
 		return rpc.Errorf(rpc.InvalidArgument, "%v", err)
 	}
-	if t.log, err = openLog(t.options.LogPath); err != nil {
+	if t.log, err = openLog(t.options.LogFolder, t.options.LogPath); err != nil {
 		return rpc.Errorf(rpc.FailedPrecondition, "%v", err)
 	}
 	return nil

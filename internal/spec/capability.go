@@ -27,7 +27,8 @@ func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (*spe
 	}
 	asked := sc.GetCapabilities()
 	if len(asked.GetAddAmbientCapabilities()) > 0 {
-		return nil, notYet("linux.security_context.capabilities.add_ambient_capabilities", "ambient capabilities")
+		return nil, invalid("linux.security_context.capabilities.add_ambient_capabilities", "%q: no process gets ambient capabilities; give them to the "+
+			"container's user by file capabilities, or run as root with these added", asked.GetAddAmbientCapabilities())
 	}
 	add, drop := names(asked.GetAddCapabilities()), names(asked.GetDropCapabilities())
 	have := map[string]bool{}

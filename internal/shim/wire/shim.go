@@ -14,6 +14,7 @@ type CreateOptions struct {
 	Native        bool
 	Stdin         bool
 	StdinOnce     bool
+	LogFolder     string
 }
 
 func (m *CreateOptions) fields(c *codec) {
@@ -25,6 +26,7 @@ func (m *CreateOptions) fields(c *codec) {
 	c.bool(6, &m.Native)
 	c.bool(7, &m.Stdin)
 	c.bool(8, &m.StdinOnce)
+	c.string(9, &m.LogFolder)
 }
 
 // Phase is berth.shim.v1.Status.

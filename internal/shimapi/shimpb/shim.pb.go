@@ -422,9 +422,12 @@ type CreateOptions struct {
 	Deferred bool `protobuf:"varint,5,opt,name=deferred,proto3" json:"deferred,omitempty"`
 	// The container's init is an ordinary process of this kernel (runc, crun, not gVisor): signals go
 	// to it directly through its pidfd, without an exec of the runtime.
-	Native        bool `protobuf:"varint,6,opt,name=native,proto3" json:"native,omitempty"`
-	Stdin         bool `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`                          // keep a stdin pipe for attach
-	StdinOnce     bool `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"` // close stdin when the first attached client ends
+	Native    bool `protobuf:"varint,6,opt,name=native,proto3" json:"native,omitempty"`
+	Stdin     bool `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`                          // keep a stdin pipe for attach
+	StdinOnce bool `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"` // close stdin when the first attached client ends
+	// The folder that log_path is in, at any depth: between the two no symbolic link is followed, since a pod
+	// may be able to write there. Empty: the folder of the file.
+	LogFolder     string `protobuf:"bytes,9,opt,name=log_folder,json=logFolder,proto3" json:"log_folder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +518,13 @@ func (x *CreateOptions) GetStdinOnce() bool {
 	return false
 }
 
+func (x *CreateOptions) GetLogFolder() string {
+	if x != nil {
+		return x.LogFolder
+	}
+	return ""
+}
+
 var File_shim_proto protoreflect.FileDescriptor
 
 const file_shim_proto_rawDesc = "" +
@@ -546,7 +556,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05lease\x18\a \x01(\bR\x05lease\" \n" +
 	"\fExecResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xf7\x01\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x96\x02\n" +
 	"\rCreateOptions\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12!\n" +
 	"\fruntime_root\x18\x02 \x01(\tR\vruntimeRoot\x12%\n" +
@@ -556,7 +566,9 @@ const file_shim_proto_rawDesc = "" +
 	"\x06native\x18\x06 \x01(\bR\x06native\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
-	"stdin_once\x18\b \x01(\bR\tstdinOnce*<\n" +
+	"stdin_once\x18\b \x01(\bR\tstdinOnce\x12\x1d\n" +
+	"\n" +
+	"log_folder\x18\t \x01(\tR\tlogFolder*<\n" +
 	"\x06Status\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +
