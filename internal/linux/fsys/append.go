@@ -26,7 +26,7 @@ func AppendBeneath(folder, path string, perm os.FileMode) (*os.File, error) {
 		Mode: uint64(perm.Perm()), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	var fd int
 	for range maxTries { // the kernel cannot vouch for ".." while anything is renamed; see resolve
-		if fd, err = unix.Openat2(int(dir.Fd()), path, how); err != unix.EAGAIN && err != unix.EINTR {
+		if fd, err = unix.Openat2(int(dir.Fd()), path, how); !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
