@@ -82,8 +82,7 @@ func TestSandboxStatusHasWhatTheKubeletValidates(t *testing.T) {
 func TestWhatComesLaterSaysSo(t *testing.T) {
 	s := New(Config{})
 	for name, f := range map[string]func() error{
-		"CheckpointPod":      func() error { _, err := s.CheckpointPod(t.Context(), nil); return err },
-		"GetContainerEvents": func() error { return s.GetContainerEvents(nil, nil) },
+		"CheckpointPod": func() error { _, err := s.CheckpointPod(t.Context(), nil); return err },
 	} {
 		err := f()
 		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "later release") {

@@ -34,6 +34,8 @@ var classes = []struct {
 	{pod.ErrNotFound, codes.NotFound},
 	{image.ErrNotFound, codes.NotFound},
 	{pod.ErrExists, codes.AlreadyExists},
+	{pod.ErrSubscribers, codes.ResourceExhausted},
+	{pod.ErrEventsEnded, codes.Unavailable},
 	{pod.ErrState, codes.FailedPrecondition},
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},

@@ -5,7 +5,6 @@ package cri
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,7 +13,6 @@ import (
 // What this release does not do yet says so, and what to use meanwhile: a client can fall back, nothing pretends.
 const (
 	laterCheckpoint = "checkpoint and restore come with a later release"
-	laterEvents     = "container events come with a later release; polling the lists works"
 )
 
 func later(rpc, what string) error {
@@ -34,9 +32,4 @@ func (*Server) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) 
 // RestorePod implements RuntimeService.
 func (*Server) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	return nil, later("RestorePod", laterCheckpoint)
-}
-
-// GetContainerEvents implements RuntimeService.
-func (*Server) GetContainerEvents(*runtimeapi.GetEventsRequest, grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
-	return later("GetContainerEvents", laterEvents)
 }

@@ -4,7 +4,6 @@ package cri
 
 import (
 	"context"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -54,15 +53,9 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
-	// The instant is taken before the facts: evented PLEG must not think them newer than they are.
-	at := time.Now().UnixNano()
-	st := sandbox.Status()
-	out := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(st), Timestamp: at}
-	for _, c := range s.c.Pods.Containers() {
-		if c.SandboxID == st.ID {
-			out.ContainersStatuses = append(out.ContainersStatuses, s.containerStatus(c))
-		}
-	}
+	// Of one instant, whose time is ordered with that of events: evented PLEG compares them.
+	st, containers, at := sandbox.Snapshot()
+	out := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(st), Timestamp: at, ContainersStatuses: s.containerStatuses(containers)}
 	if r.GetVerbose() {
 		out.Info, err = verbose(map[string]any{"id": st.ID, "netns": st.Netns, "cgroupParent": st.CgroupParent, "stoppedAt": st.StoppedAt,
 			"why": st.Why, "config": st.Config, "resources": st.Resources, "overhead": st.Overhead})

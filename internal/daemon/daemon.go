@@ -157,6 +157,7 @@ func (d *daemon) newServer() *grpc.Server {
 func (d *daemon) drain(server *grpc.Server) {
 	d.log.Info("shutting down; pods run on")
 	d.notify(sdnotify.SdNotifyStopping)
+	d.pods.EndEvents() // else a kubelet's stream of events would keep the server from stopping
 	done := make(chan struct{})
 	go func() { server.GracefulStop(); close(done) }()
 	select {

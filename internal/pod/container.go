@@ -171,7 +171,7 @@ func (r containerRecord) state() runtimeapi.ContainerState {
 // publish makes the facts visible. Preconditions: c.mu is held, or c is not shared yet.
 func (c *Container) publish() {
 	r := &c.rec
-	c.status.Store(&ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
+	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
 		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups})

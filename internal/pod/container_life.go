@@ -250,7 +250,10 @@ func (c *Container) watch() {
 }
 
 // finish takes the shim's exit facts, then frees the task.
-func (c *Container) finish(exit runtime.Exit) {
+func (c *Container) finish(exit runtime.Exit) { c.finishFor(exit, "") }
+
+// finishFor is finish with a reason for people, which is seen together with the exit.
+func (c *Container) finishFor(exit runtime.Exit, why string) {
 	c.exited(func(r *containerRecord) {
 		if !exit.StartedAt.IsZero() { // the shim saw the start before the daemon did
 			r.StartedAt = exit.StartedAt.UnixNano()
@@ -264,6 +267,7 @@ func (c *Container) finish(exit runtime.Exit) {
 		default:
 			r.Reason = ReasonError
 		}
+		r.Message = why
 		if exit.LogBytesDropped > 0 {
 			r.Message = fmt.Sprintf("%d bytes of its output could not be written to the log", exit.LogBytesDropped)
 		}
@@ -320,8 +324,7 @@ func (c *Container) orphaned(ctx context.Context, why string) {
 	if err := c.m.parts.Runtime.KillLeftOver(ctx, c.sandbox.Handler, c.ID, c.paths.bundle); err != nil {
 		c.log.Error("end container without its shim", "error", err)
 	}
-	c.finish(runtime.Exit{Code: 128 + sigkill, ExitedAt: time.Now()})
-	c.learn(func(r *containerRecord) { r.Message = why })
+	c.finishFor(runtime.Exit{Code: 128 + sigkill, ExitedAt: time.Now()}, why)
 }
 
 // StopContainer asks a container to end with its stop signal, and kills it after the grace period. It is idempotent;

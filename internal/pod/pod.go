@@ -72,6 +72,7 @@ type Manager struct {
 	work inFlight
 	// laterSlots bounds the clean-ups of earlier lives that run side by side.
 	laterSlots chan struct{}
+	events     *hub
 
 	mu         sync.RWMutex // guards the maps; held for look-ups only
 	sandboxes  map[string]*Sandbox
@@ -81,7 +82,7 @@ type Manager struct {
 
 // New makes a Manager without any sandbox; Recover then finds those of earlier lives.
 func New(cfg Config, parts Parts, log *slog.Logger) *Manager {
-	m := &Manager{cfg: cfg, parts: parts, log: log, laterSlots: make(chan struct{}, 8),
+	m := &Manager{cfg: cfg, parts: parts, log: log, laterSlots: make(chan struct{}, 8), events: newHub(),
 		sandboxes: map[string]*Sandbox{}, containers: map[string]*Container{}, names: map[string]string{}}
 	m.life, m.end = context.WithCancel(context.Background())
 	return m
@@ -90,6 +91,7 @@ func New(cfg Config, parts Parts, log *slog.Logger) *Manager {
 // Close stops watching and waits until operations in flight have ended or ctx has. Pods run on.
 func (m *Manager) Close(ctx context.Context) error {
 	m.end()
+	m.EndEvents()
 	select {
 	case <-m.work.close():
 		return nil

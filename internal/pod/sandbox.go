@@ -36,6 +36,8 @@ type Sandbox struct {
 	log   *slog.Logger
 
 	status atomic.Pointer[SandboxStatus]
+	// feed is what statuses are published through, the containers' too.
+	feed *feed
 
 	mu      sync.Mutex // guards all below, and orders the writes of the record; never held for anything else that blocks
 	rec     sandboxRecord
@@ -131,6 +133,7 @@ func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxCon
 	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, rec: rec,
 		paths: m.sandboxPaths(rec.ID, namespaces(config)),
 		log:   m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())}
+	s.feed = m.events.newFeed(rec.ID)
 	s.plan = s.newPlan()
 	s.ops = ops{object: s.String(), stage: s.plan.Stage, work: &m.work, log: s.log}
 	s.publish()
@@ -155,7 +158,7 @@ func (s *Sandbox) publish() {
 	if st.Ready {
 		st.IPs = r.IPs
 	}
-	s.status.Store(st)
+	s.feed.publishSandbox(&s.status, st)
 }
 
 // update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.

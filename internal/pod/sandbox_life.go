@@ -181,6 +181,7 @@ func (s *Sandbox) forget() {
 	s.removed = true
 	s.publish()
 	s.mu.Unlock()
+	s.m.events.forget(s.feed)
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	delete(s.m.sandboxes, s.ID)
