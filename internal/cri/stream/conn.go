@@ -26,7 +26,7 @@ const (
 	// what is still on its way to the client, such as the exit code.
 	lingerTime = 5 * time.Second
 	// lookPace is how often a client is looked at that may have left while nobody reads from it.
-	lookPace = 5 * time.Second
+	lookPace = 2 * time.Second
 )
 
 // session is one request's connection and life. The libraries that speak SPDY and WebSocket take the connection over (Hijack); it
@@ -88,7 +88,9 @@ func newConn(ctx context.Context, raw net.Conn, lost func(error)) *conn {
 	return c
 }
 
-// lookAtClient notices a client's leaving while its input waits to be read.
+// lookAtClient notices a client's leaving while its input waits to be read. Where more waits than the sockets hold, TCP delivers the client's
+// end only after it: then it takes what we send (WebSocket: a pong after pongPace) to hear that nobody is there, or some
+// minutes until the client's kernel gives up and keep-alive probes find nobody.
 func (c *conn) lookAtClient() {
 	if c.closing.Load() {
 		return

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
-	utilexec "k8s.io/utils/exec"
 
 	"github.com/berth-run/berth/internal/runtime"
 )
@@ -273,44 +272,9 @@ func (ws *webSocket) send(channel byte, p []byte) error {
 // Close does nothing: the protocols have no end of a channel in this direction, it comes with the connection's.
 func (w *webSocketWriter) Close() error { return nil }
 
-// status is metav1.Status, as far as it is used here.
-type status struct {
-	Status  string         `json:"status"`
-	Reason  string         `json:"reason,omitempty"`
-	Message string         `json:"message,omitempty"`
-	Details *statusDetails `json:"details,omitempty"`
-	Code    int            `json:"code,omitempty"`
-}
-
-type statusDetails struct {
-	Causes []statusCause `json:"causes,omitempty"`
-}
-
-type statusCause struct {
-	Reason  string `json:"reason,omitempty"`
-	Message string `json:"message,omitempty"`
-}
-
-// writeStatus tells how the session ended, in the words of the library's SPDY side.
+// writeStatus tells how the session ended.
 func (ws *webSocket) writeStatus(err error, m remote) {
-	var exit utilexec.CodeExitError
-	st := status{Status: "Success"}
-	switch {
-	case errors.As(err, &exit):
-		st = status{Status: "Failure", Reason: "NonZeroExitCode", Message: "command terminated with non-zero exit code: " + err.Error(),
-			Details: &statusDetails{Causes: []statusCause{{Reason: "ExitCode", Message: fmt.Sprint(exit.Code)}}}}
-	case err != nil && m.exec:
-		st = status{Status: "Failure", Reason: "InternalError", Message: "error executing command in container: " + err.Error(), Code: 500}
-	case err != nil:
-		st = status{Status: "Failure", Reason: "InternalError", Message: "error attaching to container: " + err.Error(), Code: 500}
+	if text := statusText(err, m.exec, ws.status); len(text) > 0 {
+		_, _ = ws.output(channelError).Write(text) // a client that is gone does not want to know
 	}
-	text := []byte(st.Message)
-	if ws.status {
-		if text, err = json.Marshal(st); err != nil {
-			return // of strings and numbers: it does not happen
-		}
-	} else if st.Status == "Success" {
-		return
-	}
-	_, _ = ws.output(channelError).Write(text) // a client that is gone does not want to know
 }

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/linux/netns"
+	"github.com/berth-run/berth/test/daemon"
+	"github.com/berth-run/berth/test/kubelet"
+)
+
+// serveInPod runs a server on the pod's localhost, a goroutine of this process for each connection, and returns its port.
+func serveInPod(t *testing.T, p *kubelet.Pod, localhost string, serve func(*net.TCPConn)) int {
+	t.Helper()
+	var l net.Listener
+	err := netns.Do(filepath.Join(p.D.Netns, "berth-"+p.ID), func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(localhost, "0"))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				serve(conn.(*net.TCPConn))
+			}()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func echo(conn *net.TCPConn) { io.Copy(conn, conn) }
+
+// sum answers what came before the end with its hash.
+func sum(conn *net.TCPConn) {
+	h := sha256.New()
+	if _, err := io.Copy(h, conn); err == nil {
+		fmt.Fprintf(conn, "%x", h.Sum(nil))
+	}
+}
+
+func dialLocal(t *testing.T, f *kubelet.Forward) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", f.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return conn.(*net.TCPConn)
+}
+
+func TestPortForward(t *testing.T) {
+	t.Parallel()
+	k := node(t, daemon.Spec{})
+	p := k.RunPod(k.PodConfig("forward"))
+	sums, echoes := serveInPod(t, p, "127.0.0.1", sum), serveInPod(t, p, "::1", echo)
+	greets := serveInPod(t, p, "127.0.0.1", func(conn *net.TCPConn) { io.WriteString(conn, "hello\n") })
+	eachTransport(t, k, func(t *testing.T, k *kubelet.Kubelet, tr kubelet.Transport) {
+		p := &kubelet.Pod{Kubelet: k, ID: p.ID, Config: p.Config}
+		greet, err := p.Forward(tr, greets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 { // the pod ends first
+			conn := dialLocal(t, greet)
+			if got, err := io.ReadAll(conn); err != nil || string(got) != "hello\n" {
+				t.Errorf("got %q, %v", got, err)
+			}
+			conn.Close()
+		}
+		greet.Stop()
+		sum, err := p.Forward(tr, sums)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("0123456789abcdef"), 20000)
+		for range 20 { // the client ends first, and hears what the pod makes of it
+			conn := dialLocal(t, sum)
+			conn.Write(data)
+			conn.CloseWrite()
+			if got, err := io.ReadAll(conn); err != nil || string(got) != fmt.Sprintf("%x", sha256.Sum256(data)) {
+				t.Errorf("got %q, %v", got, err)
+			}
+			conn.Close()
+		}
+		for range 20 { // a connection that breaks takes no other with it
+			conn := dialLocal(t, sum)
+			conn.Write(data)
+			conn.SetLinger(0)
+			conn.Close()
+		}
+		sum.Stop()
+		echo, err := p.Forward(tr, echoes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				conn, err := net.Dial("tcp", echo.Local)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				conn.SetDeadline(time.Now().Add(60 * time.Second))
+				want := strings.Repeat(fmt.Sprintf("%03d", i), 5000)
+				go func() { io.WriteString(conn, want); conn.(*net.TCPConn).CloseWrite() }()
+				if got, err := io.ReadAll(conn); err != nil || string(got) != want {
+					t.Errorf("connection %d: %d bytes, %v", i, len(got), err)
+				}
+			})
+		}
+		wg.Wait()
+		echo.Stop()
+		closed, err := p.Forward(tr, 9999)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := dialLocal(t, closed)
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Error("a port that nobody listens on answers")
+		}
+		conn.Close()
+		closed.Stop()
+	})
+}
+
+func TestPortForwardToAPodOnTheHostsNetwork(t *testing.T) {
+	t.Parallel()
+	k := node(t, daemon.Spec{})
+	config := k.PodConfig("host")
+	config.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+	config.Hostname = ""
+	p := k.RunPod(config)
+	l, err := net.Listen("tcp", "[::1]:0") // IPv6 only
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, "from the host")
+			conn.Close()
+		}
+	}()
+	f, err := p.Forward(kubelet.SPDY, l.Addr().(*net.TCPAddr).Port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := dialLocal(t, f)
+	got, err := io.ReadAll(conn)
+	if err != nil || string(got) != "from the host" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	conn.Close()
+	f.Stop()
+	_, err = k.D.Runtime.PortForward(k.Ctx(), &cri.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{70000}})
+	wantError(t, err, invalid, "70000")
+}
