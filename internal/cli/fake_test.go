@@ -48,6 +48,8 @@ type fakeCRI struct {
 	auth       *runtimeapi.AuthConfig
 	acts       map[string][]act // by container name, one for each attempt; the last is repeated
 	fail       map[string]error // by method
+	ends       bool             // the stream of events ends
+	looks      int64            // how often statistics were asked for
 	exec       func(*runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error)
 }
 

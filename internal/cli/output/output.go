@@ -189,7 +189,7 @@ func (r *Rows) Print(w io.Writer) error {
 			if cell == "" {
 				row[i] = "-" // an empty cell would make the next one look like it
 			}
-			row[i] = printable(row[i])
+			row[i] = Printable(row[i])
 		}
 		if _, err := fmt.Fprintln(t, strings.Join(row, "\t")); err != nil {
 			return err
@@ -198,8 +198,8 @@ func (r *Rows) Print(w io.Writer) error {
 	return t.Flush()
 }
 
-// printable keeps names that a stranger chose from steering the terminal or the table.
-func printable(s string) string {
+// Printable keeps names that a stranger chose from steering the terminal or the table.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {
 			return '?'
