@@ -4,8 +4,10 @@ package cri
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/filter"
@@ -76,10 +78,29 @@ func (s *Server) containerStatus(st *pod.ContainerStatus) *runtimeapi.ContainerS
 	c := st.Config
 	out := &runtimeapi.ContainerStatus{Id: st.ID, Metadata: c.GetMetadata(), State: st.State, CreatedAt: st.CreatedAt, StartedAt: st.StartedAt,
 		FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Image: s.imageSpec(st), ImageRef: st.ImageRef, ImageId: st.ImageID,
-		Reason: st.Reason, Message: st.Message, Labels: c.GetLabels(), Annotations: c.GetAnnotations(), Mounts: c.GetMounts(), LogPath: st.LogPath,
+		Reason: st.Reason, Message: st.Message, Labels: c.GetLabels(), Annotations: c.GetAnnotations(), Mounts: mounts(st), LogPath: st.LogPath,
 		Resources: &runtimeapi.ContainerResources{Linux: st.Resources}, StopSignal: stopSignal(st.StopSignal),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: st.UID, Gid: st.GID, SupplementalGroups: st.Groups}}}
 	return out
+}
+
+// mounts are those of the config, with the image that each image volume shows (Mount.image.image_ref).
+func mounts(st *pod.ContainerStatus) []*runtimeapi.Mount {
+	all := st.Config.GetMounts()
+	if len(st.MountImages) == 0 {
+		return all
+	}
+	all = slices.Clone(all)
+	next := 0
+	for i, m := range all {
+		if m.GetImage() == nil || next == len(st.MountImages) {
+			continue
+		}
+		all[i] = proto.Clone(m).(*runtimeapi.Mount) // the config is nobody's to change
+		all[i].Image.ImageRef = st.MountImages[next]
+		next++
+	}
+	return all
 }
 
 // imageSpec names the image by a tag, as people know it, where there is one: the kubelet asks for it by ID.

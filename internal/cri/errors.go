@@ -37,6 +37,7 @@ var classes = []struct {
 	{pod.ErrSubscribers, codes.ResourceExhausted},
 	{pod.ErrEventsEnded, codes.Unavailable},
 	{pod.ErrState, codes.FailedPrecondition},
+	{pod.ErrUnsupported, codes.FailedPrecondition},
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
@@ -63,13 +64,18 @@ func Status(err error) error {
 			return status.Error(c.code, prefix(err)+err.Error())
 		}
 	}
-	return status.Error(codes.Internal, err.Error())
+	return status.Error(codes.Internal, prefix(err)+err.Error())
 }
 
 // prefix is what the kubelet looks for at the beginning of a message (k8s.io/cri-api/pkg/errors).
 func prefix(err error) string {
-	if errors.Is(err, image.ErrUnavailable) {
+	switch {
+	case errors.Is(err, image.ErrUnavailable):
 		return "RegistryUnavailable: "
+	case errors.Is(err, pod.ErrRecursiveReadOnly):
+		return "RROUnsupported: "
+	case errors.Is(err, pod.ErrImageVolume):
+		return "ImageVolumeMountFailed: "
 	}
 	return ""
 }

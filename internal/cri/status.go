@@ -45,6 +45,8 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		}
 	}
 	for _, h := range s.c.Handlers(ctx) {
+		// Where there are user namespaces at all, the host's network is no obstacle to them here.
+		out.Features.UserNamespacesHostNetwork = out.Features.UserNamespacesHostNetwork || h.UserNamespaces
 		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: h.Name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.UserNamespaces}})
 	}

@@ -81,7 +81,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	specs, err := newSpecMaker(facts, c, d.log)
+	specs, err := newSpecMaker(facts, c, d.can, d.log)
 	if err != nil {
 		return err
 	}
@@ -140,9 +140,12 @@ func (d *daemon) apiConfig(driver string, specs specMaker) cri.Config {
 
 // openFolders makes the daemon's folders and locks them against a second one.
 func (d *daemon) openFolders() (err error) {
-	for _, dir := range []string{d.cfg.Root, d.cfg.State} {
-		if err := closeFolder(dir); err != nil {
-			return fmt.Errorf("folder %s: %w", dir, err)
+	for _, f := range []struct {
+		path string
+		mode os.FileMode
+	}{{d.cfg.Root, 0o700}, {d.cfg.State, 0o711}, {filepath.Join(d.cfg.State, "pods"), 0o711}} {
+		if err := closeFolder(f.path, f.mode); err != nil {
+			return fmt.Errorf("folder %s: %w", f.path, err)
 		}
 	}
 	d.lock, err = lockRoot(d.cfg.Root)
@@ -262,24 +265,6 @@ func onPath(name string) (string, error) {
 		return "", fmt.Errorf("%s is neither beside this program nor on PATH; install it or set its path: %w", name, err)
 	}
 	return path, nil
-}
-
-// handlers tells the runtime handlers with their features, the default one first and under the name "" as the kubelet wants it.
-func (d *daemon) handlers(ctx context.Context) []cri.Handler {
-	var all []cri.Handler
-	for _, h := range d.runtime.Handlers() {
-		f, err := d.runtime.Features(ctx, h.Name)
-		if err != nil && !errors.Is(err, runtime.ErrUnsupported) {
-			d.log.WarnContext(ctx, "features of runtime", "handler", h.Name, "error", err)
-		}
-		// User namespaces are not served yet, whatever the runtime can.
-		out := cri.Handler{Name: h.Name, RecursiveReadOnly: f.RecursiveReadOnlyMounts}
-		if h.Name == d.cfg.DefaultRuntime {
-			all = append(all, cri.Handler{Name: "", RecursiveReadOnly: out.RecursiveReadOnly})
-		}
-		all = append(all, out)
-	}
-	return all
 }
 
 // effective is the configuration in force, and where the network's came from.

@@ -7,6 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/spec"
@@ -14,20 +15,39 @@ import (
 
 // mountSources looks at what the mounts of a container are made from. A host path that is missing is an error (CRI: Mount.host_path): a folder made
 // in its place would hide the mistake.
-func mountSources(mounts []*runtimeapi.Mount) ([]spec.MountSource, error) {
+func (m specMaker) mountSources(r pod.SpecRequest) ([]spec.MountSource, error) {
 	var all []spec.MountSource
-	for i, m := range mounts {
-		field := fmt.Sprintf("mounts[%d] %s", i, m.GetContainerPath())
-		if m.GetImage() != nil {
-			return nil, fmt.Errorf("%s: image volumes: %w", field, spec.ErrNotYet)
-		}
-		source, err := hostSource(m)
+	for i, asked := range r.Container.GetMounts() {
+		source, err := m.mountSource(asked, r.Handler, r.ImageMounts[i])
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
+			return nil, fmt.Errorf("mounts[%d] %s: %w", i, asked.GetContainerPath(), err)
 		}
 		all = append(all, source)
 	}
 	return all, nil
+}
+
+// mountSource looks at one; image is where the image of an image volume is mounted.
+func (m specMaker) mountSource(asked *runtimeapi.Mount, handler, image string) (spec.MountSource, error) {
+	if asked.GetRecursiveReadOnly() && !m.can(handler).recursiveReadOnly {
+		return spec.MountSource{}, fmt.Errorf("recursive_read_only: runtime handler %q: %w", handler, pod.ErrRecursiveReadOnly)
+	}
+	if asked.GetImage() != nil {
+		return imageSource(asked, image)
+	}
+	if len(asked.GetUidMappings()) > 0 && !m.can(handler).mappedMounts {
+		return spec.MountSource{}, fmt.Errorf("uidMappings: runtime handler %q: mapped mounts: %w", handler, pod.ErrUnsupported)
+	}
+	return hostSource(asked)
+}
+
+// imageSource finds the folder of an image volume. Nobody writes to it, so what was found stays true; links in the image lead nowhere else.
+func imageSource(m *runtimeapi.Mount, root string) (spec.MountSource, error) {
+	path, err := fsys.FolderInRoot(root, m.GetImageSubPath())
+	if err != nil {
+		return spec.MountSource{}, fmt.Errorf("image_sub_path: %w: %w: %w", pod.ErrImageVolume, pod.ErrInvalid, err)
+	}
+	return spec.MountSource{Path: path}, nil
 }
 
 func hostSource(m *runtimeapi.Mount) (spec.MountSource, error) {

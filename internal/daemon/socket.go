@@ -118,10 +118,11 @@ func lockRoot(root string) (*os.File, error) {
 	}
 }
 
-// closeFolder makes a folder that only its owner enters, whatever the umask and whoever made it before.
-func closeFolder(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// closeFolder makes a folder that only its owner looks into, whatever the umask and whoever made it before. With mode 0711 others pass through to
+// what they know by name and may enter: the root of a pod's user namespace, to its container's root file system.
+func closeFolder(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o700)
+	return os.Chmod(dir, mode)
 }

@@ -104,7 +104,7 @@ func TestFoldersAreClosedWhateverTheyWereBefore(t *testing.T) {
 	if err := os.Mkdir(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := closeFolder(dir); err != nil {
+	if err := closeFolder(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {

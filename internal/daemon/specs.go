@@ -36,7 +36,9 @@ type specMaker struct {
 	cdiAnnotations bool
 	classes        *qos.Classes
 	clamped        *sync.Once
-	log            *slog.Logger
+	// can tells what a runtime handler, or the default one (""), can do on this kernel.
+	can func(handler string) abilities
+	log *slog.Logger
 }
 
 // handlerPolicy is what the configuration says of one runtime handler's containers.
@@ -47,25 +49,27 @@ type handlerPolicy struct {
 	podAnnotations, containerAnnotations []string
 }
 
-func newSpecMaker(facts spec.Host, c *config.Config, log *slog.Logger) (specMaker, error) {
+func newSpecMaker(facts spec.Host, c *config.Config, can func(handler string) abilities, log *slog.Logger) (specMaker, error) {
 	classes, err := qos.Open(qos.Config{BlockIO: c.QoS.BlockIO, RDT: c.QoS.RDT}, log)
 	if err != nil {
 		return specMaker{}, fmt.Errorf("[qos]: %w", err)
 	}
 	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(),
-		cdi: cdi.New(c.CDI.SpecDirs), cdiAnnotations: c.CDI.Annotations, classes: classes, clamped: &sync.Once{}, log: log}
+		cdi: cdi.New(c.CDI.SpecDirs), cdiAnnotations: c.CDI.Annotations, classes: classes, clamped: &sync.Once{}, can: can, log: log}
 	for name, r := range c.Runtimes {
 		m.handlers[name] = handlerPolicy{r.PrivilegedWithoutHostDevices, r.PodAnnotations, r.ContainerAnnotations}
 	}
 	return m, nil
 }
 
-func (specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
+func (m specMaker) ValidateSandbox(c *runtimeapi.PodSandboxConfig, handler string) error {
 	if err := spec.ValidateSandbox(c); err != nil {
 		return err
 	}
 	if spec.UserNamespaceOf(c) != nil {
-		return fmt.Errorf("user namespaces: %w", spec.ErrNotYet)
+		if why := m.can(handler).withoutUserNamespaces; why != nil {
+			return fmt.Errorf("linux.security_context.namespace_options.userns_options: user namespaces: %w: %w", pod.ErrUnsupported, why)
+		}
 	}
 	ns := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	own := func(m runtimeapi.NamespaceMode) bool { return m != runtimeapi.NamespaceMode_NODE }
@@ -91,7 +95,7 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 		return pod.ContainerSpec{}, fmt.Errorf("user: %w: %w", pod.ErrInvalid, err)
 	}
 	in := m.input(r)
-	if in.Sources, err = mountSources(r.Container.GetMounts()); err != nil {
+	if in.Sources, err = m.mountSources(r); err != nil {
 		return pod.ContainerSpec{}, err
 	}
 	in.User = spec.User{UID: u.UID, GID: u.GID, Groups: u.Groups, Home: u.Home}
@@ -132,14 +136,19 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	return out, err
 }
 
+func (specMaker) ImageVolumes(im image.Image, c *runtimeapi.ContainerConfig) ([]string, error) {
+	return spec.ImageVolumes(im.Volumes, c.GetMounts())
+}
+
 func (m specMaker) input(r pod.SpecRequest) spec.Input {
 	p, facts := r.Paths, m.host
 	if name, err := os.Hostname(); err == nil { // asked each time: it may be changed; an error leaves the pod's own
 		facts.Hostname = name
 	}
 	return spec.Input{Sandbox: r.Sandbox, Container: r.Container, Host: facts, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
+		Volumes: r.Volumes, UserNS: spec.UserNamespaceOf(r.Sandbox),
 		Image: spec.ImageConfig{Entrypoint: r.Image.Entrypoint, Cmd: r.Image.Cmd, Env: r.Image.Env, WorkingDir: r.Image.WorkingDir, StopSignal: r.Image.StopSignal},
-		Paths: spec.Paths{Rootfs: p.Rootfs, NetNS: p.NetNS, IPCNS: p.IPCNS, UTSNS: p.UTSNS, PIDNS: p.PIDNS,
+		Paths: spec.Paths{Rootfs: p.Rootfs, NetNS: p.NetNS, IPCNS: p.IPCNS, UTSNS: p.UTSNS, PIDNS: p.PIDNS, UserNS: p.UserNS,
 			ResolvConf: p.ResolvConf, Hostname: p.Hostname, Shm: p.Shm, PauseBinary: p.PauseBinary}}
 }
 

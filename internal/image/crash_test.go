@@ -149,6 +149,9 @@ func assertOnly(t *testing.T, s *Store, dir string, images ...Image) {
 			t.Fatal(err)
 		}
 		for _, e := range left {
+			if sub == "image/l" && e.Name() == emptyName {
+				continue
+			}
 			t.Errorf("left: %s/%s", sub, e.Name())
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/internal/image/registry"
+	"github.com/berth-run/berth/internal/linux/mount"
 )
 
 var (
@@ -76,21 +77,28 @@ type Progress struct {
 	Unpacked, Layers int
 }
 
-// Mount is one mount of a root file system.
-type Mount struct {
-	Type, Source string
-	Options      []string
-}
-
-// RootfsRequest asks for a container's root file system.
+// RootfsRequest asks for a container's root file system, and for what else of images it mounts.
 type RootfsRequest struct {
 	// ID is the container's.
 	ID      string
 	ImageID string
+	// VolumeIDs are the images that are mounted as volumes, read-only.
+	VolumeIDs []string
+	// Owner, if set, is the user namespace that all is for.
+	Owner *Owner
 }
 
-// Rootfs is a container's root file system, to be mounted.
-type Rootfs struct{ Mounts []Mount }
+// Owner is a user namespace: the path of it, and the host's IDs of its root.
+type Owner struct {
+	UserNS   string
+	UID, GID int
+}
+
+// Rootfs is a container's root file system, and the volumes in the order of the request, to be mounted.
+type Rootfs struct {
+	Root    mount.Overlay
+	Volumes []mount.Overlay
+}
 
 // FSInfo tells what the store takes of its file system.
 type FSInfo struct {

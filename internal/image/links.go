@@ -7,17 +7,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/linux/userns"
 )
 
 // The kernel reads one page of mount options, and an image may have more layers than paths fit into that. So each layer has a link with a
-// name of a few characters, as docker does it. Where even these paths are too long, because the root's is, they begin at
-// the open folder of the links instead.
+// name of a few characters, as docker does it.
 
-func (s *Store) links() string { return filepath.Join(s.cfg.Root, "l") }
+const linkName = "l"
+
+func (s *Store) links() string { return filepath.Join(s.cfg.Root, linkName) }
 
 // link makes links to the folders of layers and returns their names.
 func (s *Store) link(dirs []string) ([]string, error) {
@@ -63,26 +65,13 @@ func (s *Store) sweepLinks() error {
 	return errors.Join(errs...)
 }
 
-// mountOptions are what mounts a container's root file system.
-func (s *Store) mountOptions(c *chain, dir string) ([]string, error) {
-	writable := []string{"upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work")}
-	size := 0
-	for _, prefix := range []string{s.links(), fmt.Sprintf("/proc/self/fd/%d", s.linkDir.Fd())} {
-		var lower strings.Builder
-		for i, name := range c.links {
-			if i > 0 {
-				lower.WriteByte(':')
-			}
-			lower.WriteString(prefix)
-			lower.WriteByte('/')
-			lower.WriteString(name)
-		}
-		options := append(append([]string{"lowerdir=" + lower.String()}, writable...), s.options...)
-		if size = len(strings.Join(options, ",")); size < os.Getpagesize() {
-			return options, nil
-		}
+// overlay mounts the layers of an image, read-only.
+func (s *Store) overlay(c *chain, owner *Owner) mount.Overlay {
+	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Options: s.options}
+	if owner != nil {
+		o.UserNS = owner.UserNS
 	}
-	return nil, fmt.Errorf("%d layers: mount options take %d bytes, the kernel reads one page", len(c.links), size)
+	return o
 }
 
 // probeOverlay finds out what this kernel's overlayfs takes, with a mount that lasts for a moment.
@@ -106,10 +95,34 @@ func (s *Store) probeOverlay() error {
 		err = mount.Mount{Type: "overlay", Source: "overlay", Options: append(layers, options...)}.On(at)
 		if err == nil {
 			s.options = options
-			return errors.Join(mount.Detach(at), os.RemoveAll(dir))
+			err = mount.Detach(at)
+			s.unmapped = probeMapped(dir, options)
+			return errors.Join(err, os.RemoveAll(dir))
 		}
 	}
+	s.unmapped = err
 	// Images can be pulled and listed all the same; a container will say what is wrong.
 	s.log.Warn("overlayfs cannot be mounted", "error", err)
 	return os.RemoveAll(dir)
 }
+
+// probeMapped finds out whether layers can be mapped into a user namespace: since Linux 5.19, where there are such namespaces at all.
+func probeMapped(dir string, options []string) error {
+	first := userns.Range{Host: 1 << 16, Size: 1 << 16}
+	ns, err := userns.Open(userns.Mapping{UIDs: first, GIDs: first})
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	at := filepath.Join(dir, "at")
+	// Without an upper folder: one that was mounted volatile cannot be mounted again.
+	err = mount.Overlay{Root: dir, Layers: []string{"lower", "work"}, Options: options,
+		UserNS: fmt.Sprintf("/proc/self/fd/%d", ns.Fd())}.On(at)
+	if err != nil {
+		return err
+	}
+	return mount.DetachOverlay(at)
+}
+
+// MappedLayers is nil if root file systems can be for a user namespace (Owner), or says why not.
+func (s *Store) MappedLayers() error { return s.unmapped }

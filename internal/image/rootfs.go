@@ -12,53 +12,65 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 )
 
 const (
 	trashName = "trash"
-	viewKey   = "view-"
-	// gcRoot keeps a view, and with it the layers below, from the garbage collector.
-	gcRoot = "containerd.io/gc.root"
+	// emptyName is a folder, among the links, with nothing in it: overlayfs wants two layers where nothing is written.
+	emptyName = "_"
 )
-
-// chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
-type chain struct {
-	links []string // names of the layers in the folder of links, topmost first
-	users int
-}
 
 // rootfsRecord lies in a container's folder: it tells a later life which layers the container stands on.
 type rootfsRecord struct {
-	ImageID string `json:"image_id"`
-	ChainID string `json:"chain_id"`
+	ImageID string   `json:"image_id"`
+	ChainID string   `json:"chain_id"`
+	Volumes []string `json:"volumes,omitempty"` // chain IDs
 }
 
-// PrepareRootfs makes a container's writable layer over its image's layers and says how to mount them. It costs two folders and
-// no transaction. The image's layers stay, also when the image is removed, until RemoveRootfs. It is idempotent.
+// PrepareRootfs makes a container's writable layer over its image's layers and says how to mount them, and its image volumes. It costs
+// two folders and no transaction. The images' layers stay, also when an image is removed, until RemoveRootfs. It is idempotent.
 func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, error) {
 	if !validID(r.ID) {
 		return Rootfs{}, fmt.Errorf("root file system: container ID %q: %w", r.ID, ErrInvalidReference)
 	}
-	im, err := s.Status(r.ImageID)
+	out, err := s.prepareRootfs(ctx, r)
+	if err != nil {
+		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
+	}
+	return out, nil
+}
+
+func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, error) {
+	im, c, err := s.holdImage(ctx, r.ImageID, r.ID)
 	if err != nil {
 		return Rootfs{}, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	c, err := s.holdChain(ctx, im.ChainID, r.ID)
+	out, rec := Rootfs{Root: s.overlay(c, r.Owner)}, rootfsRecord{ImageID: im.ID, ChainID: im.ChainID}
+	out.Root.Upper, out.Root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, id := range r.VolumeIDs {
+		im, c, err := s.holdImage(ctx, id, r.ID)
+		if err != nil {
+			return Rootfs{}, err
+		}
+		volume := s.overlay(c, r.Owner)
+		volume.Layers = append(volume.Layers, emptyName)
+		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, im.ChainID)
+	}
+	return out, makeWritable(dir, rec, r.Owner)
+}
+
+func (s *Store) holdImage(ctx context.Context, id, container string) (Image, *chain, error) {
+	im, err := s.Status(id)
 	if err != nil {
-		return Rootfs{}, fmt.Errorf("layers of image %s: %w", im.ID, err)
+		return Image{}, nil, err
 	}
-	if err := makeWritable(dir, rootfsRecord{im.ID, im.ChainID}); err != nil {
-		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
-	}
-	options, err := s.mountOptions(c, dir)
+	c, err := s.holdChain(ctx, im.ChainID, container)
 	if err != nil {
-		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
+		return Image{}, nil, fmt.Errorf("layers of image %s: %w", im.ID, err)
 	}
-	return Rootfs{Mounts: []Mount{{Type: "overlay", Source: "overlay", Options: options}}}, nil
+	return im, c, nil
 }
 
 // WritableLayer is the folder of a container's writable layer, whether there is one or not.
@@ -68,7 +80,7 @@ func validID(id string) bool {
 	return id != "" && len(id) <= 128 && strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz-") == ""
 }
 
-func makeWritable(dir string, r rootfsRecord) error {
+func makeWritable(dir string, r rootfsRecord, owner *Owner) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -88,67 +100,10 @@ func makeWritable(dir string, r rootfsRecord) error {
 			return err
 		}
 	}
-	return nil
-}
-
-// holdChain returns an image's layers and notes the container as a user.
-func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chain, error) {
-	// Two containers of one image may come at once; the view is made by one of them.
-	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
-		return nil, err
+	if owner == nil {
+		return nil
 	}
-	defer s.locks.Unlock(viewKey + chainID)
-	s.mu.Lock()
-	c := s.chains[chainID]
-	s.mu.Unlock()
-	if c == nil {
-		lower, err := s.view(scoped(ctx), chainID)
-		if err != nil {
-			return nil, err
-		}
-		c = &chain{}
-		if c.links, err = s.link(lower); err != nil {
-			return nil, err
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.chains[chainID] = c
-	if _, again := s.users[container]; !again {
-		s.users[container] = chainID
-		c.users++
-	}
-	return c, nil
-}
-
-// view makes or finds the read-only view of a chain.
-func (s *Store) view(ctx context.Context, chainID string) ([]string, error) {
-	key := viewKey + chainID
-	mounts, err := s.snapshots.View(ctx, key, chainID, snapshots.WithLabels(map[string]string{gcRoot: "in use"}))
-	if errdefs.IsAlreadyExists(err) {
-		mounts, err = s.snapshots.Mounts(ctx, key)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return lowerDirs(mounts)
-}
-
-// lowerDirs reads the layers' folders out of a view's mounts: a bind of the only one, or an overlay of all.
-func lowerDirs(mounts []mount.Mount) ([]string, error) {
-	if len(mounts) != 1 {
-		return nil, fmt.Errorf("view has %d mounts, want 1", len(mounts))
-	}
-	m := mounts[0]
-	if m.Type == "bind" {
-		return []string{m.Source}, nil
-	}
-	for _, o := range m.Options {
-		if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
-			return strings.Split(dirs, ":"), nil
-		}
-	}
-	return nil, fmt.Errorf("view is a %s without lower folders", m.Type)
+	return os.Chown(filepath.Join(dir, "upper"), owner.UID, owner.GID)
 }
 
 // RemoveRootfs forgets a container's writable layer; it must be unmounted. It is idempotent and returns at once: files are
@@ -163,48 +118,23 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 		return fmt.Errorf("remove root file system: %w", err)
 	}
 	s.mu.Lock()
-	chainID, used := s.users[id]
+	chains := s.users[id]
 	delete(s.users, id)
-	if c := s.chains[chainID]; used && c != nil {
-		c.users--
+	for _, chainID := range chains {
+		if c := s.chains[chainID]; c != nil {
+			c.users--
+		}
 	}
 	s.mu.Unlock()
 	select {
 	case s.trashed <- struct{}{}:
 	default: // it will be looked through already
 	}
-	if !used {
-		return nil
+	var errs []error
+	for _, chainID := range chains {
+		errs = append(errs, s.releaseChain(ctx, chainID))
 	}
-	return s.releaseChain(ctx, chainID)
-}
-
-// releaseChain drops the view of a chain that neither an image nor a container needs, so that the collector can have its layers.
-func (s *Store) releaseChain(ctx context.Context, chainID string) error {
-	for _, im := range s.index.Load().byID {
-		if im.ChainID == chainID {
-			return nil
-		}
-	}
-	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
-		return err
-	}
-	defer s.locks.Unlock(viewKey + chainID)
-	s.mu.Lock()
-	c := s.chains[chainID]
-	needed := c != nil && c.users > 0
-	if !needed {
-		delete(s.chains, chainID)
-	}
-	s.mu.Unlock()
-	if needed {
-		return nil
-	}
-	if err := s.snapshots.Remove(scoped(ctx), viewKey+chainID); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("release layers %s: %w", chainID, err)
-	}
-	s.collectSoon()
-	return nil
+	return errors.Join(errs...)
 }
 
 // Rootfses lists the containers that have a writable layer.
@@ -234,8 +164,10 @@ func (s *Store) adoptRootfses(ctx context.Context) error {
 		if err == nil {
 			err = json.Unmarshal(raw, &r)
 		}
-		if err == nil {
-			_, err = s.holdChain(ctx, r.ChainID, id)
+		for _, chainID := range append([]string{r.ChainID}, r.Volumes...) {
+			if err == nil {
+				_, err = s.holdChain(ctx, chainID, id)
+			}
 		}
 		if err != nil {
 			s.log.Warn("layers of a container are not known; it cannot be started again", "container", id, "error", err)

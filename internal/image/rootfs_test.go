@@ -17,6 +17,9 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/linux/userns"
 )
 
 // tarLayer makes a layer of headers, in order.
@@ -50,8 +53,8 @@ func mounted(t *testing.T, s *Store, im Image) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, m := t.TempDir(), r.Mounts[0]
-	if err := syscall.Mount(m.Source, target, m.Type, 0, strings.Join(m.Options, ",")); err != nil {
+	target := t.TempDir()
+	if err := r.Root.On(target); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -87,13 +90,15 @@ func TestAnImageOf120LayersIsMounted(t *testing.T) {
 }
 
 func TestTheMostLayersThatAreAcceptedFitAtTheUsualPlace(t *testing.T) {
-	s := &Store{cfg: Config{Root: "/var/lib/berth/image"}, options: []string{"index=off", "volatile"}, linkDir: os.Stdin}
+	s := &Store{cfg: Config{Root: "/var/lib/berth/image"}, options: []string{"index=off", "volatile"}}
 	c := &chain{}
 	for range maxLayers {
 		c.links = append(c.links, "zzz") // 46655 layers were there before
 	}
-	if _, err := s.mountOptions(c, "/var/lib/berth/rootfs/"+strings.Repeat("a", 64)); err != nil {
-		t.Error(err)
+	o, dir := s.overlay(c, nil), "/var/lib/berth/rootfs/"+strings.Repeat("a", 64)
+	o.Upper, o.Work = dir+"/upper", dir+"/work"
+	if o.Size() >= os.Getpagesize() {
+		t.Errorf("the options take %d bytes", o.Size())
 	}
 }
 
@@ -213,6 +218,159 @@ func TestARemovedRootfsIsDeletedInTheBackground(t *testing.T) {
 		if err := s.RemoveRootfs(t.Context(), id); err == nil {
 			t.Errorf("ID %q is accepted for removal", id)
 		}
+	}
+}
+
+// at mounts an overlay until the end of the test.
+func at(t *testing.T, o mount.Overlay) string {
+	t.Helper()
+	target := t.TempDir()
+	if err := o.On(target); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := mount.DetachOverlay(target); err != nil {
+			t.Error(err)
+		}
+	})
+	return target
+}
+
+func ownerOf(t *testing.T, path string) int {
+	t.Helper()
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(info.Sys().(*syscall.Stat_t).Uid)
+}
+
+func TestImageVolumesHoldTheirLayersUntilTheContainerIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	reg, s := newRegistry(t), openStore(t, dir)
+	base := mustPull(t, s, reg.push(t, "base:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": "base"}))))
+	dataRef := reg.push(t, "data:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": "data"})))
+	data := mustPull(t, s, dataRef)
+	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "c", ImageID: base.ID, VolumeIDs: []string{data.ID}})
+	if err != nil || len(r.Volumes) != 1 {
+		t.Fatal(r, err)
+	}
+	volume := at(t, r.Volumes[0])
+	if err := os.WriteFile(volume+"/new", nil, 0o600); err == nil {
+		t.Error("an image volume can be written to")
+	}
+	remove := func(s *Store) {
+		if err := s.Remove(t.Context(), dataRef); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.GC(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(s)
+	if got, err := os.ReadFile(volume + "/f"); err != nil || string(got) != "data" {
+		t.Errorf("after the image's removal: %q, %v", got, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir) // another life
+	if err := s.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(volume + "/f"); err != nil || string(got) != "data" {
+		t.Errorf("in another life: %q, %v", got, err)
+	}
+	if err := s.RemoveRootfs(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	layer := filepath.Join(r.Volumes[0].Root, r.Volumes[0].Dir, r.Volumes[0].Layers[0])
+	eventually(t, "the volume's layer is collected", func() bool { _, err := os.Stat(layer); return os.IsNotExist(err) })
+}
+
+func TestARootFileSystemIsMappedForItsOwner(t *testing.T) {
+	reg, s := newRegistry(t), openStore(t, t.TempDir())
+	if err := s.MappedLayers(); err != nil {
+		t.Fatal(err)
+	}
+	im := mustPull(t, s, reg.push(t, "x:1", imageOf(t, v1.Config{},
+		tarLayer(t, tar.Header{Typeflag: tar.TypeReg, Name: "mine", Mode: 0o600, Uid: 7}, tar.Header{Typeflag: tar.TypeReg, Name: "high", Mode: 0o600, Uid: 70000}))))
+	ns, err := userns.Open(userns.Mapping{UIDs: userns.Range{Host: 1 << 20, Size: 65536}, GIDs: userns.Range{Host: 1 << 20, Size: 65536}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	owner := &Owner{UserNS: fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), UID: 1 << 20, GID: 1 << 20}
+	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "c", ImageID: im.ID, VolumeIDs: []string{im.ID}, Owner: owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, volume := at(t, r.Root), at(t, r.Volumes[0])
+	for path, want := range map[string]int{root: 1 << 20, root + "/mine": 1<<20 + 7, volume + "/mine": 1<<20 + 7, root + "/high": 65534} {
+		if got := ownerOf(t, path); got != want {
+			t.Errorf("%s belongs to %d, want %d", path, got, want)
+		}
+	}
+	if err := s.FillVolumes(t.Context(), FillRequest{ID: "c", Root: root, Places: []string{"/none"}, Owner: owner}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ownerOf(t, s.VolumeFolder("c", 0)); got != 1<<20 {
+		t.Errorf("an empty volume belongs to %d", got)
+	}
+}
+
+func TestAnonymousVolumesHaveWhatTheImageHasThere(t *testing.T) {
+	reg, s := newRegistry(t), openStore(t, t.TempDir())
+	outside := t.TempDir()
+	im := mustPull(t, s, reg.push(t, "x:1", imageOf(t, v1.Config{}, tarLayer(t,
+		tar.Header{Typeflag: tar.TypeDir, Name: "data/", Mode: 0o1770, Uid: 7, Gid: 8},
+		tar.Header{Typeflag: tar.TypeReg, Name: "data/f", Mode: 0o4755, Uid: 9},
+		tar.Header{Typeflag: tar.TypeLink, Name: "data/hard", Linkname: "data/f", Mode: 0o4755, Uid: 9},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/soft", Linkname: outside},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "inside", Linkname: "/data"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "out", Linkname: "../../../../../../.." + outside},
+		tar.Header{Typeflag: tar.TypeReg, Name: "file", Mode: 0o600}))))
+	if err := os.WriteFile(outside+"/secret", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "c", ImageID: im.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := at(t, r.Root)
+	for range 2 { // idempotent
+		if err := s.FillVolumes(t.Context(), FillRequest{ID: "c", Root: root, Places: []string{"/data", "/inside", "/missing", "/out"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, entries := range []int{3, 3, 0, 0} {
+		if all, err := os.ReadDir(s.VolumeFolder("c", n)); err != nil || len(all) != entries {
+			t.Errorf("volume %d: %v, %v", n, all, err)
+		}
+	}
+	folder := s.VolumeFolder("c", 0)
+	info, err := os.Stat(folder)
+	if err != nil || info.Mode() != os.ModeDir|os.ModeSticky|0o770 || ownerOf(t, folder) != 7 {
+		t.Errorf("%v, %v", info, err)
+	}
+	f, err := os.Stat(folder + "/f")
+	if err != nil || f.Mode() != os.ModeSetuid|0o755 || ownerOf(t, folder+"/f") != 9 {
+		t.Errorf("%v, %v", f, err)
+	}
+	if hard, err := os.Stat(folder + "/hard"); err != nil || !os.SameFile(f, hard) {
+		t.Errorf("%v, %v", hard, err)
+	}
+	if to, err := os.Readlink(folder + "/soft"); err != nil || to != outside {
+		t.Errorf("%s, %v", to, err)
+	}
+	if err := s.FillVolumes(t.Context(), FillRequest{ID: "c", Root: root, Places: []string{"/file"}}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a file as a volume: %v", err)
+	}
+	if err := s.RemoveRootfs(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("volumes outlive their container: %v", err)
 	}
 }
 

@@ -110,9 +110,8 @@ type Store struct {
 	abandonAfter       time.Duration
 	index              atomic.Pointer[index]
 	used               atomic.Pointer[usage]
-	// linkDir is the folder of links, open as long as the store is; options are those of every overlay mount.
-	linkDir *os.File
-	options []string
+	options            []string // of every overlay mount
+	unmapped           error    // why layers cannot be mapped into a user namespace
 
 	life            context.Context
 	end             context.CancelFunc
@@ -127,7 +126,7 @@ type Store struct {
 
 	mu     sync.Mutex // guards chains and users
 	chains map[string]*chain
-	users  map[string]string // container ID → chain ID
+	users  map[string][]string // container ID → chain IDs
 }
 
 // Open opens the store, takes stock, and removes what an earlier life left half-done. The lock of the database makes a
@@ -159,7 +158,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent}, log),
 		platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
 		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, sizes: map[string]usage{},
-		chains: map[string]*chain{}, users: map[string]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
+		chains: map[string]*chain{}, users: map[string][]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
 	s.SetCertsDirs(cfg.CertsDirs)
 	listenTo(log)
 	s.life, s.end = context.WithCancel(context.Background())
@@ -190,7 +189,7 @@ func (s *Store) trash() string { return filepath.Join(s.cfg.Root, trashName) }
 
 // makeFolders makes what only root may enter, whatever the umask (CVE-2024-25621).
 func (s *Store) makeFolders() error {
-	for _, dir := range []string{s.cfg.Root, s.cfg.Rootfs, s.trash(), s.links()} {
+	for _, dir := range []string{s.cfg.Root, s.cfg.Rootfs, s.trash(), s.links(), filepath.Join(s.links(), emptyName)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -198,9 +197,7 @@ func (s *Store) makeFolders() error {
 			return err
 		}
 	}
-	var err error
-	s.linkDir, err = os.Open(s.links())
-	return err
+	return nil
 }
 
 // ownBucket is beside containerd's in the database.
@@ -326,9 +323,6 @@ func (s *Store) Close() error {
 	}
 	if s.raw != nil {
 		errs = append(errs, s.raw.Close())
-	}
-	if s.linkDir != nil {
-		errs = append(errs, ignore(s.linkDir.Close(), os.ErrClosed))
 	}
 	return errors.Join(errs...)
 }

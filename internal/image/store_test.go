@@ -282,8 +282,8 @@ func readInRootfs(t *testing.T, s *Store, im Image, file string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, m := t.TempDir(), r.Mounts[0]
-	if err := syscall.Mount(m.Source, target, m.Type, 0, strings.Join(m.Options, ",")); err != nil {
+	target := t.TempDir()
+	if err := r.Root.On(target); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -374,13 +374,7 @@ func TestARemovedImageServesItsContainersUntilTheLastIsGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lower := ""
-	for _, o := range r.Mounts[0].Options {
-		lower = strings.TrimPrefix(o, "lowerdir=") + lower[:0]
-		if strings.HasPrefix(o, "lowerdir=") {
-			break
-		}
-	}
+	lower := filepath.Join(r.Root.Root, r.Root.Dir, r.Root.Layers[0])
 	there := func() bool { _, err := os.Stat(filepath.Join(lower, "f")); return err == nil }
 	if err := errors.Join(s.Remove(t.Context(), im.ID), s.GC(t.Context())); err != nil || !there() {
 		t.Fatalf("layers of a running container are gone (%v)", err)

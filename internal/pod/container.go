@@ -63,12 +63,15 @@ type containerRecord struct {
 	Reason   string `json:"reason"`
 	Message  string `json:"message"`
 
-	ImageID    string  `json:"image_id"`
-	ImageRef   string  `json:"image_ref"`
-	StopSignal int     `json:"stop_signal"`
-	UID        int64   `json:"uid"`
-	GID        int64   `json:"gid"`
-	Groups     []int64 `json:"groups,omitempty"`
+	ImageID  string `json:"image_id"`
+	ImageRef string `json:"image_ref"`
+	// MountImages are the IDs of the images that Config.Mounts name, in their order; Volumes the places of anonymous volumes.
+	MountImages []string `json:"mount_images,omitempty"`
+	Volumes     []string `json:"volumes,omitempty"`
+	StopSignal  int      `json:"stop_signal"`
+	UID         int64    `json:"uid"`
+	GID         int64    `json:"gid"`
+	Groups      []int64  `json:"groups,omitempty"`
 
 	Begun []string `json:"begun"`
 }
@@ -108,16 +111,21 @@ type ContainerStatus struct {
 	StopSignal  int
 	UID, GID    int64
 	Groups      []int64
+	// MountImages are the IDs of the images that Config.Mounts name, in their order.
+	MountImages []string
 }
 
 type containerPaths struct {
 	record, bundle, rootfs, spec, log string
+	// volumes has the image volumes; targetPID is where the PID namespace of another container is pinned for the start.
+	volumes, targetPID string
 }
 
 func (s *Sandbox) containerPaths(id string, config *runtimeapi.ContainerConfig) containerPaths {
 	bundle := filepath.Join(s.paths.state, id)
 	p := containerPaths{record: filepath.Join(s.paths.containerRecord, id+".json"), bundle: bundle,
-		rootfs: filepath.Join(bundle, "rootfs"), spec: filepath.Join(bundle, "config.json")}
+		rootfs: filepath.Join(bundle, "rootfs"), spec: filepath.Join(bundle, "config.json"),
+		volumes: filepath.Join(bundle, "volumes"), targetPID: filepath.Join(bundle, "target-pid")}
 	if dir, file := s.Config.GetLogDirectory(), config.GetLogPath(); dir != "" && file != "" {
 		p.log = filepath.Join(dir, file)
 	}
@@ -174,7 +182,8 @@ func (c *Container) publish() {
 	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
-		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups})
+		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,
+		MountImages: r.MountImages})
 }
 
 // update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.

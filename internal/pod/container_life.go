@@ -89,8 +89,19 @@ func (c *Container) create(ctx context.Context) error {
 		c.forget()
 		return fmt.Errorf("%s: image %q: %w", c, c.Config.GetImage().GetImage(), err)
 	}
+	images, places, err := c.resolveVolumes(im)
+	if err == nil {
+		err = c.checkTarget()
+	}
+	if err != nil {
+		c.forget()
+		return fmt.Errorf("%s: create: %w", c, err)
+	}
 	// The record comes before the first side effect: from here on a crash finds what to release.
-	if err := c.update(func(r *containerRecord) { r.ImageID, r.ImageRef = im.ID, imageRef(im) }); err != nil {
+	err = c.update(func(r *containerRecord) {
+		r.ImageID, r.ImageRef, r.MountImages, r.Volumes = im.ID, imageRef(im), images, places
+	})
+	if err != nil {
 		return errors.Join(err, c.erase())
 	}
 	err = c.plan.UpTo(ctx, stepBundle, stepRootfs)

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/record"
@@ -32,19 +34,34 @@ func (c *Container) newPlan() *step.Plan {
 	}}
 }
 
-func (c *Container) makeBundle(context.Context) error { return os.MkdirAll(c.paths.rootfs, 0o700) }
+func (c *Container) makeBundle(context.Context) error {
+	if err := os.MkdirAll(c.paths.rootfs, 0o700); err != nil {
+		return err
+	}
+	return c.sandbox.letIn(c.paths.bundle)
+}
 
 func (c *Container) removeBundle(context.Context) error { return mount.RemoveAll(c.paths.bundle) }
 
 func (c *Container) mountRootfs(ctx context.Context) error {
-	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, ImageID: c.facts().ImageID})
+	r, owner := c.facts(), c.sandbox.owner()
+	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, ImageID: r.ImageID, VolumeIDs: r.volumeIDs(), Owner: owner})
 	if err != nil {
 		return err
 	}
-	return c.m.parts.Host.MountRootfs(c.paths.rootfs, rootfs.Mounts)
+	if err := c.m.parts.Host.MountOverlay(c.paths.rootfs, rootfs.Root); err != nil {
+		return err
+	}
+	if err := c.mountVolumes(rootfs.Volumes); err != nil {
+		return err
+	}
+	return c.m.parts.Images.FillVolumes(ctx, image.FillRequest{ID: c.ID, Root: c.paths.rootfs, Places: r.Volumes, Owner: owner})
 }
 
 func (c *Container) unmountRootfs(ctx context.Context) error {
+	if err := c.unmountVolumes(); err != nil {
+		return err
+	}
 	if err := c.m.parts.Host.Unmount(c.paths.rootfs); err != nil {
 		return err
 	}
@@ -57,13 +74,17 @@ func (c *Container) startTask(ctx context.Context) error {
 	if shim == nil {
 		return fmt.Errorf("the pod's shim is gone: %w", ErrState)
 	}
+	if err := c.pinTarget(); err != nil {
+		return err
+	}
+	uid, gid := c.sandbox.root()
 	err := shim.Create(ctx, runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log, LogFolder: c.sandbox.Config.GetLogDirectory(),
-		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce()})
+		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), IOUID: uint32(uid), IOGID: uint32(gid)})
 	if err != nil {
 		return err
 	}
 	pid, err := shim.Start(ctx, c.ID)
-	if err != nil {
+	if err = errors.Join(err, c.unpinTarget()); err != nil {
 		return err
 	}
 	started := now()
@@ -71,14 +92,18 @@ func (c *Container) startTask(ctx context.Context) error {
 }
 
 func (c *Container) removeTask(ctx context.Context) error {
-	return c.sandbox.endTask(ctx, c.ID, c.paths.bundle)
+	if err := c.sandbox.endTask(ctx, c.ID, c.paths.bundle); err != nil {
+		return err
+	}
+	return c.unpinTarget()
 }
 
 // makeSpec makes config.json and notes what was resolved on the way.
 func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
 	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
-		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths()})
+		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths(),
+		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes()})
 }
 
 // saveSpec puts config.json into the bundle.
@@ -92,10 +117,8 @@ func (c *Container) saveSpec(config []byte) error {
 
 func (c *Container) specPaths() SpecPaths {
 	p := c.sandbox.specPaths(c.paths.rootfs)
-	if target := c.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
-		if t, err := c.m.ContainerByID(target); err == nil && t.sandbox == c.sandbox {
-			p.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", t.Status().PID)
-		}
+	if c.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET {
+		p.PIDNS = c.paths.targetPID
 	}
 	return p
 }

@@ -26,6 +26,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
@@ -154,14 +155,24 @@ func (f fakeNetwork) Cached(context.Context) ([]string, error) {
 type fakeImages struct{ *life }
 
 func (f fakeImages) Status(ref string) (image.Image, error) {
-	if ref != "busybox" && ref != "sha256:1" {
-		return image.Image{}, image.ErrNotFound
+	switch ref {
+	case "busybox", "sha256:1":
+		return image.Image{ID: "sha256:1", RepoDigests: []string{"busybox@sha256:2"}}, nil
+	case "data", "other data":
+		return image.Image{ID: "sha256:" + ref, Volumes: []string{"/data"}}, nil
 	}
-	return image.Image{ID: "sha256:1", RepoDigests: []string{"busybox@sha256:2"}}, nil
+	return image.Image{}, image.ErrNotFound
 }
 func (f fakeImages) PrepareRootfs(_ context.Context, r image.RootfsRequest) (image.Rootfs, error) {
 	return image.Rootfs{}, f.hold("rootfs", r.ID)
 }
+func (f fakeImages) FillVolumes(_ context.Context, r image.FillRequest) error {
+	if len(r.Places) == 0 {
+		return nil
+	}
+	return f.call("fill volumes", func() error { return nil })
+}
+func (f fakeImages) VolumeFolder(id string, n int) string            { return fmt.Sprintf("/rootfs/%s/%d", id, n) }
 func (f fakeImages) RemoveRootfs(_ context.Context, id string) error { return f.drop("rootfs", id) }
 func (f fakeImages) Rootfses() ([]string, error) {
 	f.mu.Lock()
@@ -198,9 +209,19 @@ func (f fakeHost) CreateNamespaces(r NamespaceRequest) error {
 }
 func (f fakeHost) RemoveNamespaces(p NamespacePins) error              { return f.drop("namespaces", idOf(p.Net)) }
 func (f fakeHost) SetInterfaceSysctls(string, map[string]string) error { return nil }
-func (f fakeHost) PinPID(_ int, path string) error                     { return f.hold("pidns", idOf(path)) }
-func (f fakeHost) Unpin(path string) error                             { return f.drop("pidns", idOf(path)) }
-func (f fakeHost) CgroupExists(string) (bool, error)                   { return false, nil }
+func (f fakeHost) PinPID(pid int, _, path string) error {
+	if filepath.Base(path) == "target-pid" {
+		return f.hold("target", filepath.Base(filepath.Dir(path)))
+	}
+	return f.hold("pidns", idOf(path))
+}
+func (f fakeHost) Unpin(path string) error {
+	if filepath.Base(path) == "target-pid" {
+		return f.drop("target", filepath.Base(filepath.Dir(path)))
+	}
+	return f.drop("pidns", idOf(path))
+}
+func (f fakeHost) CgroupExists(string) (bool, error) { return false, nil }
 func (f fakeHost) CreateCgroup(_ context.Context, p string) error {
 	return f.hold("cgroup", idOf(p))
 }
@@ -219,20 +240,30 @@ func (f fakeHost) InForce(_ string, want *runtimeapi.LinuxContainerResources) (*
 	got.MemoryLimitInBytes = got.MemoryLimitInBytes / 4096 * 4096
 	return got, err
 }
-func (f fakeHost) MountShm(target string, _ int64) error { return f.hold("shm", idOf(target)) }
-func (f fakeHost) MountRootfs(target string, _ []image.Mount) error {
-	return f.hold("mount", filepath.Base(filepath.Dir(target)))
+func (f fakeHost) MountShm(target string, _ int64, _, _ int) error {
+	return f.hold("shm", idOf(target))
+}
+func (f fakeHost) MountOverlay(target string, _ mount.Overlay) error {
+	return f.hold(overlayAt(target))
 }
 func (f fakeHost) Unmount(target string) error {
 	if filepath.Base(target) == "shm" {
 		return f.drop("shm", idOf(target))
 	}
-	return f.drop("mount", filepath.Base(filepath.Dir(target)))
+	return f.drop(overlayAt(target))
+}
+
+// overlayAt tells a container's root file system from its image volumes.
+func overlayAt(target string) (kind, id string) {
+	if dir := filepath.Dir(target); filepath.Base(dir) == "volumes" {
+		return "volume " + filepath.Base(target), filepath.Base(filepath.Dir(dir))
+	}
+	return "mount", filepath.Base(filepath.Dir(target))
 }
 
 func (f fakeHost) UnmountBelow(dir string) error {
 	return f.call("release mounts", func() error {
-		for _, what := range []string{"shm", "pidns", "mount"} {
+		for _, what := range []string{"shm", "pidns", "target", "mount", "volume 0", "volume 1"} {
 			delete(f.held, what+" "+filepath.Base(dir))
 			bundles, err := os.ReadDir(dir)
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -250,7 +281,10 @@ func (f fakeHost) UnmountBelow(dir string) error {
 
 type fakeSpecs struct{}
 
-func (fakeSpecs) ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
+func (fakeSpecs) ImageVolumes(im image.Image, _ *runtimeapi.ContainerConfig) ([]string, error) {
+	return im.Volumes, nil
+}
+func (fakeSpecs) ValidateSandbox(c *runtimeapi.PodSandboxConfig, _ string) error {
 	if c.GetMetadata() == nil {
 		return fmt.Errorf("metadata is empty: %w", ErrInvalid)
 	}

@@ -22,6 +22,28 @@ func containerConfig(name string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "busybox"}}
 }
 
+// richConfig also mounts two images, one of them twice, and its own has a volume.
+func richConfig(name string) *runtimeapi.ContainerConfig {
+	c := containerConfig(name)
+	c.Image.Image = "data"
+	for _, im := range []string{"data", "busybox", "data"} {
+		c.Mounts = append(c.Mounts, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: im}, Readonly: true})
+	}
+	return c
+}
+
+// joinProcesses makes, starts and removes a container that joins another's processes.
+func joinProcesses(ctx context.Context, n *node, p *progress) error {
+	config := containerConfig("debug")
+	config.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: p.container}}}
+	id, err := n.CreateContainer(ctx, p.sandbox, config)
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.StartContainer(ctx, id), n.StopContainer(ctx, id, time.Second), n.RemoveContainer(ctx, id))
+}
+
 // stages are a pod's whole life; each one can be repeated after a failure.
 var stages = []struct {
 	name string
@@ -32,7 +54,7 @@ var stages = []struct {
 		return err
 	}},
 	{"CreateContainer", func(ctx context.Context, n *node, p *progress) (err error) {
-		p.container, err = n.CreateContainer(ctx, p.sandbox, containerConfig("c"))
+		p.container, err = n.CreateContainer(ctx, p.sandbox, richConfig("c"))
 		return err
 	}},
 	{"StartContainer", func(ctx context.Context, n *node, p *progress) error {
@@ -42,13 +64,14 @@ var stages = []struct {
 			if err := n.RemoveContainer(ctx, p.container); err != nil {
 				return err
 			}
-			if p.container, err = n.CreateContainer(ctx, p.sandbox, containerConfig("c")); err != nil {
+			if p.container, err = n.CreateContainer(ctx, p.sandbox, richConfig("c")); err != nil {
 				return err
 			}
 			return n.StartContainer(ctx, p.container)
 		}
 		return err
 	}},
+	{"a container that joins", joinProcesses},
 	{"StopContainer", func(ctx context.Context, n *node, p *progress) error {
 		return n.StopContainer(ctx, p.container, time.Second)
 	}},
@@ -105,7 +128,9 @@ func lookUp(n *node, p progress) progress {
 		p.sandbox = s.ID
 	}
 	for _, c := range n.Containers() {
-		p.container = c.ID
+		if c.Config.GetMetadata().GetName() != "debug" {
+			p.container = c.ID
+		}
 	}
 	return p
 }

@@ -185,11 +185,14 @@ func (m *Manager) Containers() []*ContainerStatus {
 	return all
 }
 
-// ImagesInUse lists the IDs of images that containers were made from.
+// ImagesInUse lists the IDs of images that containers were made from or mount.
 func (m *Manager) ImagesInUse() map[string]bool {
 	used := map[string]bool{}
 	for _, c := range m.Containers() {
 		used[c.ImageID] = true
+		for _, id := range c.MountImages {
+			used[id] = true
+		}
 	}
 	return used
 }

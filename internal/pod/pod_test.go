@@ -14,6 +14,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 )
 
@@ -400,5 +401,87 @@ func TestDecisionsAfterARestart(t *testing.T) {
 		if got := decideSandbox(c.rec, c.o); got != c.want {
 			t.Errorf("%s: got %d, want %d", name, got, c.want)
 		}
+	}
+}
+
+func TestATargetIsLookedForAtTheStart(t *testing.T) {
+	n := newNode(t, newWorld(), t.TempDir())
+	s, err := n.RunSandbox(t.Context(), podConfig(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := func(config *runtimeapi.ContainerConfig) (string, error) {
+		return n.CreateContainer(t.Context(), s, config)
+	}
+	main, err := make(containerConfig("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := func(name, id string) *runtimeapi.ContainerConfig {
+		c := containerConfig(name)
+		c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: id}}}
+		return c
+	}
+	if _, err := make(target("nobody", newID())); !errors.Is(err, ErrInvalid) {
+		t.Errorf("unknown target: %v", err)
+	}
+	early, err := make(target("early", main))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartContainer(t.Context(), early); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "not running but created") {
+		t.Errorf("a target that is not started: %v", err)
+	}
+	late, err := make(target("late", main))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(n.StartContainer(t.Context(), main), n.StartContainer(t.Context(), late)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StopContainer(t.Context(), main, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := make(target("after", main)); !errors.Is(err, ErrState) {
+		t.Errorf("a target that has exited: %v", err)
+	}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	for what := range n.w.held {
+		if strings.HasPrefix(what, "target ") {
+			t.Errorf("%s is held after the start", what)
+		}
+	}
+}
+
+func TestImagesThatAreMountedAreInUse(t *testing.T) {
+	n := newNode(t, newWorld(), t.TempDir())
+	s, err := n.RunSandbox(t.Context(), podConfig(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := n.CreateContainer(t.Context(), s, richConfig("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := n.ImagesInUse(); !used["sha256:data"] || !used["sha256:1"] {
+		t.Errorf("%v", used)
+	}
+	c, err := n.ContainerByID(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := c.imageMounts()
+	if len(at) != 3 || at[0] != at[2] || at[0] == at[1] {
+		t.Errorf("%v", at)
+	}
+	if v := c.anonymousVolumes(); len(v) != 1 || v[0].Destination != "/data" {
+		t.Errorf("%v", v)
+	}
+	bad := richConfig("bad")
+	bad.Mounts[1].Image.Image = "absent"
+	if _, err := n.CreateContainer(t.Context(), s, bad); !errors.Is(err, image.ErrNotFound) || !errors.Is(err, ErrImageVolume) || !strings.Contains(err.Error(), "mounts[1]") {
+		t.Errorf("an absent image: %v", err)
 	}
 }

@@ -11,8 +11,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/image"
+	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
 )
 
 // Runtime starts shims and finds them again. Implementation: runtime.Runtime, through an adapter in daemon.
@@ -70,6 +72,9 @@ type Network interface {
 type Images interface {
 	Status(ref string) (image.Image, error)
 	PrepareRootfs(ctx context.Context, r image.RootfsRequest) (image.Rootfs, error)
+	// FillVolumes makes a container's anonymous volumes; VolumeFolder is where its n-th is.
+	FillVolumes(ctx context.Context, r image.FillRequest) error
+	VolumeFolder(id string, n int) string
 	// RemoveRootfs is idempotent.
 	RemoveRootfs(ctx context.Context, id string) error
 	Rootfses() ([]string, error)
@@ -83,8 +88,8 @@ type Host interface {
 	RemoveNamespaces(NamespacePins) error
 	// SetInterfaceSysctls sets those sysctls of interfaces that only the network made.
 	SetInterfaceSysctls(netns string, sysctls map[string]string) error
-	// PinPID pins the PID namespace of process pid at path; Unpin undoes it.
-	PinPID(pid int, path string) error
+	// PinPID pins the PID namespace of process pid at path, if the process is in a cgroup of that name's; Unpin undoes it. ErrNotFound: it is not.
+	PinPID(pid int, cgroup, path string) error
 	Unpin(path string) error
 	CgroupExists(parent string) (bool, error)
 	CreateCgroup(ctx context.Context, parent string) error
@@ -96,27 +101,33 @@ type Host interface {
 	InForce(cgroupsPath string, want *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
 	// SetOOMScore sets oom_score_adj of all processes of a container's cgroup, raised to what this node may set.
 	SetOOMScore(cgroupsPath string, score int64) error
-	MountShm(target string, size int64) error
-	MountRootfs(target string, mounts []image.Mount) error
+	// MountShm makes a tmpfs that belongs to a user and a group of the host.
+	MountShm(target string, size int64, uid, gid int) error
+	MountOverlay(target string, o mount.Overlay) error
 	Unmount(target string) error
 	// UnmountBelow unmounts all that is mounted at and under dir.
 	UnmountBelow(dir string) error
 }
 
 // NamespacePins are the files that a sandbox's namespaces are pinned at; empty: the host's namespace.
-type NamespacePins struct{ Net, IPC, UTS string }
+type NamespacePins struct{ Net, IPC, UTS, User string }
 
 // NamespaceRequest asks for new namespaces.
 type NamespaceRequest struct {
 	Pins     NamespacePins
 	Hostname string
 	Sysctls  map[string]string
+	// UserNS is the mapping of Pins.User.
+	UserNS *spec.UserNamespace
 }
 
 // Specs turns configs into OCI specs. Implementation in daemon, over package spec and the host's facts.
 type Specs interface {
-	ValidateSandbox(*runtimeapi.PodSandboxConfig) error
+	// ValidateSandbox checks for the runtime handler, which is known.
+	ValidateSandbox(c *runtimeapi.PodSandboxConfig, handler string) error
 	ValidateContainer(*runtimeapi.ContainerConfig, *runtimeapi.PodSandboxConfig) error
+	// ImageVolumes are the places of a container's anonymous volumes.
+	ImageVolumes(im image.Image, c *runtimeapi.ContainerConfig) ([]string, error)
 	// Container returns config.json and what was resolved on the way.
 	Container(SpecRequest) (ContainerSpec, error)
 	Pause(SpecRequest) ([]byte, error)
@@ -138,6 +149,9 @@ type SpecRequest struct {
 	Container *runtimeapi.ContainerConfig
 	Image     image.Image
 	Paths     SpecPaths
+	// ImageMounts are where the images of Container.Mounts are mounted, by the mount's index; Volumes are the anonymous ones.
+	ImageMounts map[int]string
+	Volumes     []spec.Volume
 	// Handler is the runtime handler's name.
 	Handler string
 	// CgroupsPath is in the form that the cgroup driver wants.
@@ -148,9 +162,9 @@ type SpecRequest struct {
 
 // SpecPaths are the paths on the host that a spec refers to; empty: the host's own, or none.
 type SpecPaths struct {
-	Rootfs, NetNS, IPCNS, UTSNS, PIDNS string
-	ResolvConf, Hostname, Shm          string
-	PauseBinary                        string
+	Rootfs, NetNS, IPCNS, UTSNS, PIDNS, UserNS string
+	ResolvConf, Hostname, Shm                  string
+	PauseBinary                                string
 }
 
 // ContainerSpec is a generated spec and what status reports of it.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/record"
+	"github.com/berth-run/berth/internal/spec"
 	"github.com/berth-run/berth/internal/step"
 )
 
@@ -31,9 +32,11 @@ type Sandbox struct {
 
 	m     *Manager
 	paths sandboxPaths
-	ops   ops
-	plan  *step.Plan
-	log   *slog.Logger
+	// userNS is the pod's user namespace, at paths.pins.User; nil: the host's.
+	userNS *spec.UserNamespace
+	ops    ops
+	plan   *step.Plan
+	log    *slog.Logger
 
 	status atomic.Pointer[SandboxStatus]
 	// feed is what statuses are published through, the containers' too.
@@ -103,7 +106,7 @@ type sandboxPaths struct {
 	pauseBundle, containerRecord string
 }
 
-func (m *Manager) sandboxPaths(id string, ns *runtimeapi.NamespaceOption) sandboxPaths {
+func (m *Manager) sandboxPaths(id string, ns *runtimeapi.NamespaceOption, ownUser bool) sandboxPaths {
 	dir, state := filepath.Join(m.podsDir(), id), filepath.Join(m.statesDir(), id)
 	p := sandboxPaths{dir: dir, state: state, record: filepath.Join(dir, "sandbox.json"), containerRecord: filepath.Join(dir, "containers"),
 		ns: filepath.Join(state, "ns"), shm: filepath.Join(state, "shm"), resolvConf: filepath.Join(state, "resolv.conf"),
@@ -114,6 +117,9 @@ func (m *Manager) sandboxPaths(id string, ns *runtimeapi.NamespaceOption) sandbo
 	}
 	if ns.GetIpc() != runtimeapi.NamespaceMode_NODE {
 		p.pins.IPC = filepath.Join(p.ns, "ipc")
+	}
+	if ownUser {
+		p.pins.User = filepath.Join(p.ns, "user")
 	}
 	if ns.GetPid() == runtimeapi.NamespaceMode_POD {
 		p.pid = filepath.Join(p.ns, "pid")
@@ -129,10 +135,10 @@ func namespaces(c *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
 
 // newSandbox wires a sandbox around its record.
 func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxConfig) *Sandbox {
-	md := config.GetMetadata()
+	md, userNS := config.GetMetadata(), spec.UserNamespaceOf(config)
 	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, rec: rec,
-		paths: m.sandboxPaths(rec.ID, namespaces(config)),
-		log:   m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())}
+		paths: m.sandboxPaths(rec.ID, namespaces(config), userNS != nil), userNS: userNS,
+		log: m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())}
 	s.feed = m.events.newFeed(rec.ID)
 	s.plan = s.newPlan()
 	s.ops = ops{object: s.String(), stage: s.plan.Stage, work: &m.work, log: s.log}

@@ -26,15 +26,15 @@ import (
 // RunSandbox makes a sandbox and returns its ID once it is ready. A repeated call joins the one in flight, and returns the
 // same ID when that is done already. Errors: ErrInvalid, ErrExists (same name, another config), ErrUnavailable, ErrInFlight.
 func (m *Manager) RunSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if err := m.parts.Specs.ValidateSandbox(config); err != nil {
-		return "", err
-	}
 	if handler == "" {
 		handler = m.cfg.DefaultHandler
 	}
 	if !m.parts.Runtime.HasHandler(handler) {
 		return "", fmt.Errorf("runtime handler %q is not configured; there is %s: %w", handler,
 			strings.Join(m.parts.Runtime.Handlers(), ", "), ErrInvalid)
+	}
+	if err := m.parts.Specs.ValidateSandbox(config, handler); err != nil {
+		return "", err
 	}
 	for {
 		s, err := m.reserveSandbox(config, handler)

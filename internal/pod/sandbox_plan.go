@@ -67,6 +67,9 @@ func (s *Sandbox) makeState(context.Context) error {
 	if err := os.MkdirAll(s.paths.ns, 0o700); err != nil {
 		return err
 	}
+	if err := s.letIn(s.paths.state); err != nil {
+		return err
+	}
 	if dir := s.Config.GetLogDirectory(); dir != "" {
 		// The kubelet's folder, and it stays the kubelet's: made for callers that forgot to.
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -77,10 +80,15 @@ func (s *Sandbox) makeState(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.paths.resolvConf, resolv, 0o644); err != nil {
-		return err
+	for path, data := range map[string][]byte{s.paths.resolvConf: resolv, s.paths.hostname: []byte(s.hostname() + "\n")} {
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			return err
+		}
+		if err := s.give(path); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(s.paths.hostname, []byte(s.hostname()+"\n"), 0o644)
+	return nil
 }
 
 func (s *Sandbox) removeState(context.Context) error {
@@ -128,7 +136,7 @@ func (s *Sandbox) resolvConf() ([]byte, error) {
 }
 
 func (s *Sandbox) makeNamespaces(context.Context) error {
-	r := NamespaceRequest{Pins: s.paths.pins, Sysctls: s.Config.GetLinux().GetSysctls()}
+	r := NamespaceRequest{Pins: s.paths.pins, Sysctls: s.Config.GetLinux().GetSysctls(), UserNS: s.userNS}
 	if s.paths.pins.UTS != "" {
 		r.Hostname = s.hostname()
 	}
@@ -170,7 +178,8 @@ func (s *Sandbox) mountShm(context.Context) error {
 	if err := os.MkdirAll(s.paths.shm, 0o700); err != nil {
 		return err
 	}
-	return s.m.parts.Host.MountShm(s.paths.shm, defaultShmSize)
+	uid, gid := s.root()
+	return s.m.parts.Host.MountShm(s.paths.shm, defaultShmSize, uid, gid)
 }
 
 func (s *Sandbox) unmountShm(context.Context) error { return s.m.parts.Host.Unmount(s.paths.shm) }
@@ -204,11 +213,14 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 	if err := os.MkdirAll(rootfs, 0o700); err != nil {
 		return err
 	}
-	// Its user is not root: it must be able to enter its own root folder.
+	// Its user is not root: it must be able to enter its own root folder. In a user namespace, not even the runtime is.
 	for _, dir := range []string{s.paths.pauseBundle, rootfs} {
 		if err := os.Chmod(dir, 0o711); err != nil {
 			return err
 		}
+	}
+	if err := s.give(rootfs); err != nil {
+		return err
 	}
 	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID, Handler: s.Handler,
 		CgroupsPath: s.m.cgroupsPath(s.facts().CgroupParent, s.ID), Paths: s.specPaths(rootfs)})
@@ -219,14 +231,15 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 		return err
 	}
 	shim := s.theShim()
-	if err := shim.Create(ctx, runtime.CreateTask{ID: s.ID, Bundle: s.paths.pauseBundle, Handler: s.Handler}); err != nil {
+	uid, gid := s.root()
+	if err := shim.Create(ctx, runtime.CreateTask{ID: s.ID, Bundle: s.paths.pauseBundle, Handler: s.Handler, IOUID: uint32(uid), IOGID: uint32(gid)}); err != nil {
 		return err
 	}
 	pid, err := shim.Start(ctx, s.ID)
 	if err != nil {
 		return err
 	}
-	if err := s.m.parts.Host.PinPID(pid, s.paths.pid); err != nil {
+	if err := s.m.parts.Host.PinPID(pid, s.ID, s.paths.pid); err != nil {
 		return err
 	}
 	s.watchPause(shim)
@@ -267,7 +280,7 @@ func (s *Sandbox) endTask(ctx context.Context, id, bundle string) error {
 
 // specPaths are what a container's spec refers to of the sandbox.
 func (s *Sandbox) specPaths(rootfs string) SpecPaths {
-	p := SpecPaths{Rootfs: rootfs, NetNS: s.paths.pins.Net, IPCNS: s.paths.pins.IPC, UTSNS: s.paths.pins.UTS, PIDNS: s.paths.pid,
+	p := SpecPaths{Rootfs: rootfs, NetNS: s.paths.pins.Net, IPCNS: s.paths.pins.IPC, UTSNS: s.paths.pins.UTS, PIDNS: s.paths.pid, UserNS: s.paths.pins.User,
 		ResolvConf: s.paths.resolvConf, Hostname: s.paths.hostname, PauseBinary: s.m.cfg.PauseBinary}
 	if s.paths.pins.IPC != "" {
 		p.Shm = s.paths.shm

@@ -132,7 +132,8 @@ func (m *Manager) sweepSandbox(ctx context.Context, id string) error {
 	}
 	netns := m.netnsPath(id)
 	attachment := network.Attachment{ID: id, NetnsPath: netns}
-	pins := NamespacePins{Net: netns, IPC: filepath.Join(state, "ns", "ipc"), UTS: filepath.Join(state, "ns", "uts")}
+	pins := NamespacePins{Net: netns, IPC: filepath.Join(state, "ns", "ipc"), UTS: filepath.Join(state, "ns", "uts"),
+		User: filepath.Join(state, "ns", "user")}
 	err = errors.Join(err, m.parts.Network.Detach(ctx, attachment), m.parts.Host.RemoveNamespaces(pins),
 		m.parts.Host.RemoveCgroup(ctx, m.cgroupParent(nil, id)), m.parts.Host.UnmountBelow(state))
 	if err != nil {

@@ -192,9 +192,13 @@ func (r *Runtime) podDir(sandbox string) string {
 	return filepath.Join(r.stateDir, "pods", sandbox)
 }
 
-// makeDir makes a folder for root's eyes only, whatever the umask.
+// makeDir makes a folder for root's eyes only, whatever the umask. Others may be let through one that is there: the root of a user namespace.
 func makeDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o066 == 0 {
 		return err
 	}
 	return os.Chmod(dir, 0o700)

@@ -51,6 +51,8 @@ type CreateTask struct {
 	LogFolder string
 	// Stdin keeps a stdin for attach, which StdinOnce closes when the first client has gone.
 	Stdin, StdinOnce bool
+	// IOUID and IOGID own the pipes of its stdio: the host's IDs of the root of its user namespace, or 0.
+	IOUID, IOGID uint32
 }
 
 // Info is what a shim tells about itself.
@@ -185,6 +187,7 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 	options, err := proto.Marshal(&shimpb.CreateOptions{
 		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native,
 		LogPath: t.LogPath, LogFolder: t.LogFolder, Stdin: t.Stdin, StdinOnce: t.StdinOnce, Deferred: true,
+		IoUid: t.IOUID, IoGid: t.IOGID,
 	})
 	if err != nil {
 		return translate("create", t.ID, err)

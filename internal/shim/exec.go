@@ -212,7 +212,7 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 			call.args = append(call.args, "--console-socket", call.stdio.tty.address(runtimeExtraFD+1))
 		}
 	} else {
-		call.stdio, err = newStdio(t.runtime.null, e.clients[0] != nil, e.clients[1] != nil, e.clients[2] != nil)
+		call.stdio, err = newStdio(t.runtime.null, t.options, e.clients[0] != nil, e.clients[1] != nil, e.clients[2] != nil)
 	}
 	if err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/shim/wire"
 )
 
 // stdio is a process's standard streams: the ends that the OCI runtime passes on to the process, and ours.
@@ -23,14 +25,21 @@ type stdio struct {
 	tty    *console    // nil: no terminal
 }
 
-// newStdio makes pipes for the wanted streams and /dev/null for the others.
-func newStdio(null *os.File, stdin, stdout, stderr bool) (*stdio, error) {
+// newStdio makes pipes, of the owner that the options say, for the wanted streams and /dev/null for the others.
+func newStdio(null *os.File, o *wire.CreateOptions, stdin, stdout, stderr bool) (*stdio, error) {
 	s := &stdio{child: [3]uintptr{null.Fd(), null.Fd(), null.Fd()}}
 	for i, want := range []bool{stdin, stdout, stderr} {
 		if !want {
 			continue
 		}
 		reader, writer, err := pipe(i > 0)
+		if err == nil && (o.IOUID != 0 || o.IOGID != 0) {
+			if err = syscall.Fchown(int(writer), int(o.IOUID), int(o.IOGID)); err != nil { // one inode for both ends
+				syscall.Close(int(reader))
+				syscall.Close(int(writer))
+				err = fmt.Errorf("give pipe to user %d: %w", o.IOUID, err)
+			}
+		}
 		if err != nil {
 			s.close()
 			return nil, err

@@ -183,7 +183,7 @@ func (t *task) newStdio() (*stdio, error) {
 	if t.spec.terminal {
 		return newTerminal(t.runtime.null, t.bundle, "console.sock")
 	}
-	return newStdio(t.runtime.null, t.options.Stdin, true, true)
+	return newStdio(t.runtime.null, t.options, t.options.Stdin, true, true)
 }
 
 // wire connects the container's output with its log.

@@ -111,6 +111,10 @@ func Prepare(spec Spec) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make test folder: %w", err)
 	}
+	// Like /run: others pass through. The root of a user namespace must.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make test folder: %w", err)
+	}
 	x, y, id := rand.IntN(100)+100, rand.IntN(256), fmt.Sprintf("%06x", rand.IntN(1<<24))
 	d := &Daemon{
 		Spec: spec, Dir: dir, Root: dir + "/root", State: dir + "/state", Netns: dir + "/netns",

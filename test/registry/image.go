@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -187,7 +188,7 @@ var BusyboxTree = sync.OnceValues(func() (Tree, error) {
 	}
 	t.File("etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home:/bin/sh\n"), 0o644)
 	t.File("etc/group", []byte("root:x:0:\napp:x:1000:\nextra:x:2000:app\n"), 0o644)
-	return t, nil
+	return slices.Clip(t), nil // who adds to it gets a copy
 })
 
 // Busybox is the image that most tests run: one gzip layer, OCI, command sh.

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,4 +91,33 @@ func resolve(dir *os.File, path string, flags, mode uint64) (*os.File, error) {
 		}
 	}
 	return nil, &os.PathError{Op: "open in " + dir.Name(), Path: path, Err: err}
+}
+
+// FolderInRoot is where a folder in root really is, links followed inside of the root. The answer is good for as long as nobody changes the root:
+// for roots that are read-only. fs.ErrNotExist, ENOTDIR.
+func FolderInRoot(root, path string) (string, error) {
+	dir, err := openRoot(root)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	if path == "" {
+		path = "."
+	}
+	found, err := resolve(dir, path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer found.Close()
+	var names [2]string
+	for i, f := range []*os.File{dir, found} {
+		if names[i], err = os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd()))); err != nil {
+			return "", err
+		}
+	}
+	rest, below := strings.CutPrefix(names[1]+"/", names[0]+"/")
+	if !below {
+		return "", fmt.Errorf("find %s in %s: is %s", path, root, names[1])
+	}
+	return filepath.Join(root, rest), nil
 }

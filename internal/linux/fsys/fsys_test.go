@@ -68,3 +68,23 @@ func TestReadsAreBounded(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestFoldersAreFoundInsideTheRootOnly(t *testing.T) {
+	root, _ := jail(t)
+	if err := os.MkdirAll(filepath.Join(root, "a/real"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for at, to := range map[string]string{"abs": "/a/real", "up": "../../../../a", "proc": "/proc/self/root", "outside": "../outside", "fd": "/proc/self/fd/0"} {
+		link(t, to, filepath.Join(root, at))
+	}
+	for path, want := range map[string]string{"a/real": "a/real", "abs": "a/real", "up/real": "a/real", "": "", "../..": "", "none": "no", "file": "no",
+		"proc": "no", "outside": "no", "fd": "no"} {
+		got, err := FolderInRoot(root, path)
+		if want == "no" && err == nil || want != "no" && (err != nil || got != filepath.Join(root, want)) {
+			t.Errorf("%q is %q, %v", path, got, err)
+		}
+	}
+}

@@ -15,9 +15,9 @@ import (
 
 // Overlay is an overlay file system over layers that lie in one folder. The kernel reads one page of mount options, so their names are short.
 type Overlay struct {
-	// Root is the folder, on one file system; Layers are paths in it, topmost first.
-	Root   string
-	Layers []string
+	// Root is the folder, on one file system; Layers are names in its folder Dir, topmost first. They may be links to other places in Root.
+	Root, Dir string
+	Layers    []string
 	// Upper and Work make it writable.
 	Upper, Work string
 	Options     []string
@@ -90,9 +90,23 @@ func (o Overlay) openLayers() (*os.File, error) {
 	return CloneMapped(o.Root, ns)
 }
 
+// folder opens the folder in which the layers are named.
+func (o Overlay) folder(layers *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(layers.Fd()), filepath.Join(".", o.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open folder %s of layers: %w", filepath.Join(o.Root, o.Dir), err)
+	}
+	return os.NewFile(uintptr(fd), o.Dir), nil
+}
+
 // mount names the layers by their paths where that fits, else, and where they have none, by the open folder.
 func (o Overlay) mount(layers *os.File, target string) error {
-	prefixes := []string{o.Root, fmt.Sprintf("/proc/self/fd/%d", layers.Fd())}
+	folder, err := o.folder(layers)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	prefixes := []string{filepath.Join(o.Root, o.Dir), fmt.Sprintf("/proc/self/fd/%d", folder.Fd())}
 	if o.UserNS != "" {
 		prefixes = prefixes[1:]
 	}
@@ -104,6 +118,11 @@ func (o Overlay) mount(layers *os.File, target string) error {
 		}
 	}
 	return fmt.Errorf("mount overlay on %s: the options for %d layers take %d bytes, the kernel reads one page", target, len(o.Layers), size)
+}
+
+// Size is what the options take in bytes, unless the process has ten thousand files open.
+func (o Overlay) Size() int {
+	return min(len(strings.Join(o.options(filepath.Join(o.Root, o.Dir)), ",")), len(strings.Join(o.options("/proc/self/fd/9999"), ",")))
 }
 
 func (o Overlay) options(prefix string) []string {

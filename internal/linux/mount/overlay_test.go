@@ -31,7 +31,15 @@ func layered(t *testing.T) Overlay {
 			}
 		}
 	}
-	return Overlay{Root: root, Layers: []string{"a", "b"}}
+	if err := os.Mkdir(filepath.Join(root, "l"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, layer := range []string{"a", "b"} {
+		if err := os.Symlink("../"+layer, filepath.Join(root, "l", layer)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Overlay{Root: root, Dir: "l", Layers: []string{"a", "b"}}
 }
 
 func place(t *testing.T) string {

@@ -15,6 +15,7 @@ type CreateOptions struct {
 	Stdin         bool
 	StdinOnce     bool
 	LogFolder     string
+	IOUID, IOGID  uint32
 }
 
 func (m *CreateOptions) fields(c *codec) {
@@ -27,6 +28,8 @@ func (m *CreateOptions) fields(c *codec) {
 	c.bool(7, &m.Stdin)
 	c.bool(8, &m.StdinOnce)
 	c.string(9, &m.LogFolder)
+	c.uint32(10, &m.IOUID)
+	c.uint32(11, &m.IOGID)
 }
 
 // Phase is berth.shim.v1.Status.

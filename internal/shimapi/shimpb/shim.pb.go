@@ -427,7 +427,11 @@ type CreateOptions struct {
 	StdinOnce bool `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"` // close stdin when the first attached client ends
 	// The folder that log_path is in, at any depth: between the two no symbolic link is followed, since a pod
 	// may be able to write there. Empty: the folder of the file.
-	LogFolder     string `protobuf:"bytes,9,opt,name=log_folder,json=logFolder,proto3" json:"log_folder,omitempty"`
+	LogFolder string `protobuf:"bytes,9,opt,name=log_folder,json=logFolder,proto3" json:"log_folder,omitempty"`
+	// Who owns the pipes of stdio, also of execs: the host's IDs of the root of the container's user namespace, or the
+	// container could not open its /dev/stdout.
+	IoUid         uint32 `protobuf:"varint,10,opt,name=io_uid,json=ioUid,proto3" json:"io_uid,omitempty"`
+	IoGid         uint32 `protobuf:"varint,11,opt,name=io_gid,json=ioGid,proto3" json:"io_gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -525,6 +529,20 @@ func (x *CreateOptions) GetLogFolder() string {
 	return ""
 }
 
+func (x *CreateOptions) GetIoUid() uint32 {
+	if x != nil {
+		return x.IoUid
+	}
+	return 0
+}
+
+func (x *CreateOptions) GetIoGid() uint32 {
+	if x != nil {
+		return x.IoGid
+	}
+	return 0
+}
+
 var File_shim_proto protoreflect.FileDescriptor
 
 const file_shim_proto_rawDesc = "" +
@@ -556,7 +574,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05lease\x18\a \x01(\bR\x05lease\" \n" +
 	"\fExecResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x96\x02\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xc4\x02\n" +
 	"\rCreateOptions\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12!\n" +
 	"\fruntime_root\x18\x02 \x01(\tR\vruntimeRoot\x12%\n" +
@@ -568,7 +586,10 @@ const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"stdin_once\x18\b \x01(\bR\tstdinOnce\x12\x1d\n" +
 	"\n" +
-	"log_folder\x18\t \x01(\tR\tlogFolder*<\n" +
+	"log_folder\x18\t \x01(\tR\tlogFolder\x12\x15\n" +
+	"\x06io_uid\x18\n" +
+	" \x01(\rR\x05ioUid\x12\x15\n" +
+	"\x06io_gid\x18\v \x01(\rR\x05ioGid*<\n" +
 	"\x06Status\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	viewKey = "view-"
+	// gcRoot keeps a view, and with it the layers below, from the garbage collector.
+	gcRoot = "containerd.io/gc.root"
+)
+
+// chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
+type chain struct {
+	links []string // names of the layers in the folder of links, topmost first
+	users int
+}
+
+// holdChain returns an image's layers and notes the container as a user.
+func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chain, error) {
+	// Two containers of one image may come at once; the view is made by one of them.
+	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
+		return nil, err
+	}
+	defer s.locks.Unlock(viewKey + chainID)
+	s.mu.Lock()
+	c := s.chains[chainID]
+	s.mu.Unlock()
+	if c == nil {
+		lower, err := s.view(scoped(ctx), chainID)
+		if err != nil {
+			return nil, err
+		}
+		c = &chain{}
+		if c.links, err = s.link(lower); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chains[chainID] = c
+	if !slices.Contains(s.users[container], chainID) {
+		s.users[container] = append(s.users[container], chainID)
+		c.users++
+	}
+	return c, nil
+}
+
+// view makes or finds the read-only view of a chain.
+func (s *Store) view(ctx context.Context, chainID string) ([]string, error) {
+	key := viewKey + chainID
+	mounts, err := s.snapshots.View(ctx, key, chainID, snapshots.WithLabels(map[string]string{gcRoot: "in use"}))
+	if errdefs.IsAlreadyExists(err) {
+		mounts, err = s.snapshots.Mounts(ctx, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return lowerDirs(mounts)
+}
+
+// lowerDirs reads the layers' folders out of a view's mounts: a bind of the only one, or an overlay of all.
+func lowerDirs(mounts []mount.Mount) ([]string, error) {
+	if len(mounts) != 1 {
+		return nil, fmt.Errorf("view has %d mounts, want 1", len(mounts))
+	}
+	m := mounts[0]
+	if m.Type == "bind" {
+		return []string{m.Source}, nil
+	}
+	for _, o := range m.Options {
+		if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
+			return strings.Split(dirs, ":"), nil
+		}
+	}
+	return nil, fmt.Errorf("view is a %s without lower folders", m.Type)
+}
+
+// releaseChain drops the view of a chain that neither an image nor a container needs, so that the collector can have its layers.
+func (s *Store) releaseChain(ctx context.Context, chainID string) error {
+	for _, im := range s.index.Load().byID {
+		if im.ChainID == chainID {
+			return nil
+		}
+	}
+	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
+		return err
+	}
+	defer s.locks.Unlock(viewKey + chainID)
+	s.mu.Lock()
+	c := s.chains[chainID]
+	needed := c != nil && c.users > 0
+	if !needed {
+		delete(s.chains, chainID)
+	}
+	s.mu.Unlock()
+	if needed {
+		return nil
+	}
+	if err := s.snapshots.Remove(scoped(ctx), viewKey+chainID); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("release layers %s: %w", chainID, err)
+	}
+	s.collectSoon()
+	return nil
+}
