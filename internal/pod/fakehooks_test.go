@@ -5,6 +5,7 @@ package pod
 import (
 	"context"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -17,10 +18,14 @@ import (
 type fakeHooks struct {
 	*life
 	listening, holds atomic.Int64
+	// sync is held for reading by who holds, and by the plugin's synchronization: as in nri, neither comes into the other.
+	sync sync.RWMutex
 }
 
 // connect synchronizes the plugin of this life: it forgets what is not there any more.
 func (f *fakeHooks) connect(m *Manager) {
+	f.sync.Lock()
+	defer f.sync.Unlock()
 	pods, containers := m.HookState()
 	known := map[string]bool{}
 	for _, p := range pods {
@@ -45,8 +50,9 @@ func (f *fakeHooks) connect(m *Manager) {
 func (f *fakeHooks) Active() bool { return f.listening.Load() > 0 }
 
 func (f *fakeHooks) Hold() func() {
+	f.sync.RLock()
 	f.holds.Add(1)
-	return func() { f.holds.Add(-1) }
+	return func() { f.holds.Add(-1); f.sync.RUnlock() }
 }
 
 func (f *fakeHooks) Ask(_ context.Context, e nri.Event, p nri.Pod, _ *nri.Container) error {
