@@ -151,27 +151,13 @@ func TestWhatComesLaterSaysSo(t *testing.T) {
 	k := node(t, daemon.Spec{})
 	ctx, r := k.Ctx(), k.D.Runtime
 	c := k.RunPod(k.PodConfig("later")).Start(k.Forever("main"))
-	stream := func(s interface{ RecvMsg(any) error }, err error) error {
-		if err != nil {
-			return err
-		}
-		return s.RecvMsg(&cri.ContainerEventResponse{})
-	}
 	for name, call := range map[string]func() error{
-		"Exec": func() error {
-			_, err := r.Exec(ctx, &cri.ExecRequest{ContainerId: c.ID, Cmd: []string{"sh"}, Stdout: true})
-			return err
-		},
-		"Attach": func() error { _, err := r.Attach(ctx, &cri.AttachRequest{ContainerId: c.ID, Stdout: true}); return err },
-		"PortForward": func() error {
-			_, err := r.PortForward(ctx, &cri.PortForwardRequest{PodSandboxId: c.Pod.ID})
-			return err
-		},
 		"CheckpointContainer": func() error {
 			_, err := r.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: c.ID, Location: "/tmp/x"})
 			return err
 		},
-		"GetContainerEvents": func() error { s, err := r.GetContainerEvents(ctx, &cri.GetEventsRequest{}); return stream(s, err) },
+		"CheckpointPod": func() error { _, err := r.CheckpointPod(ctx, &cri.CheckpointPodRequest{PodSandboxId: c.Pod.ID}); return err },
+		"RestorePod":    func() error { _, err := r.RestorePod(ctx, &cri.RestorePodRequest{}); return err },
 	} {
 		wantError(t, call(), []codes.Code{codes.Unimplemented}, name)
 	}
