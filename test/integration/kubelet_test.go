@@ -156,8 +156,11 @@ func TestWhatComesLaterSaysSo(t *testing.T) {
 			_, err := r.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: c.ID, Location: "/tmp/x"})
 			return err
 		},
-		"CheckpointPod": func() error { _, err := r.CheckpointPod(ctx, &cri.CheckpointPodRequest{PodSandboxId: c.Pod.ID}); return err },
-		"RestorePod":    func() error { _, err := r.RestorePod(ctx, &cri.RestorePodRequest{}); return err },
+		"CheckpointPod": func() error {
+			_, err := r.CheckpointPod(ctx, &cri.CheckpointPodRequest{PodSandboxId: c.Pod.ID})
+			return err
+		},
+		"RestorePod": func() error { _, err := r.RestorePod(ctx, &cri.RestorePodRequest{}); return err },
 	} {
 		wantError(t, call(), []codes.Code{codes.Unimplemented}, name)
 	}
