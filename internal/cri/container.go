@@ -4,6 +4,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -118,6 +119,9 @@ func (s *Server) imageSpec(st *pod.ContainerStatus) *runtimeapi.ImageSpec {
 
 // UpdateContainerResources implements RuntimeService.
 func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if r.GetWindows() != nil {
+		return nil, fmt.Errorf("update resources: windows: this is a Linux node: %w", pod.ErrInvalid)
+	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.c.Pods.UpdateResources(ctx, r.GetContainerId(), r.GetLinux())
 }
 

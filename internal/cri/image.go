@@ -18,6 +18,9 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	if ref == "" {
 		return nil, fmt.Errorf("pull image: image.image is empty: %w", pod.ErrInvalid)
 	}
+	if err := s.c.Pods.CheckHandler(r.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, fmt.Errorf("pull image %s: image.runtime_handler: %w", ref, err)
+	}
 	im, err := s.c.Images.Pull(ctx, image.PullRequest{Ref: ref, Auth: auth(r.GetAuth())})
 	if err != nil {
 		return nil, err

@@ -112,6 +112,14 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
+// CheckHandler tells whether a runtime handler is configured; the empty name is the default one. ErrInvalid.
+func (m *Manager) CheckHandler(name string) error {
+	if name != "" && !m.parts.Runtime.HasHandler(name) {
+		return fmt.Errorf("runtime handler %q is not configured; there is %s: %w", name, strings.Join(m.parts.Runtime.Handlers(), ", "), ErrInvalid)
+	}
+	return nil
+}
+
 // SandboxByID finds a sandbox by its ID or an unambiguous beginning of it. Sandboxes still being created are not found.
 func (m *Manager) SandboxByID(id string) (*Sandbox, error) {
 	m.mu.RLock()

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,9 +28,8 @@ func (m *Manager) RunSandbox(ctx context.Context, config *runtimeapi.PodSandboxC
 	if handler == "" {
 		handler = m.cfg.DefaultHandler
 	}
-	if !m.parts.Runtime.HasHandler(handler) {
-		return "", fmt.Errorf("runtime handler %q is not configured; there is %s: %w", handler,
-			strings.Join(m.parts.Runtime.Handlers(), ", "), ErrInvalid)
+	if err := m.CheckHandler(handler); err != nil {
+		return "", err
 	}
 	if err := m.parts.Specs.ValidateSandbox(config, handler); err != nil {
 		return "", err

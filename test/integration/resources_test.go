@@ -123,3 +123,19 @@ func TestAPodsResourcesAreSetAndVerified(t *testing.T) {
 	p.Stop()
 	wantError(t, update(want, nil), wrong, "not ready")
 }
+
+func TestFieldsOfOtherNodesAreRefused(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	c := k.RunPod(k.PodConfig("linux")).Start(k.Forever("main"))
+	_, err := k.D.Runtime.UpdateContainerResources(k.Ctx(), &cri.UpdateContainerResourcesRequest{ContainerId: c.ID, Windows: &cri.WindowsContainerResources{CpuCount: 1},
+		Linux: &cri.LinuxContainerResources{CpuShares: 2}})
+	wantError(t, err, invalid, "windows")
+	_, err = k.D.Images.PullImage(k.Ctx(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: busyboxRef, RuntimeHandler: "warp"}})
+	wantError(t, err, invalid, "warp", "runtime_handler", "runc")
+	bad := k.Forever("windows")
+	bad.Windows = &cri.WindowsContainerConfig{}
+	_, err = c.TryCreate(bad)
+	wantError(t, err, invalid, "windows")
+}
