@@ -201,8 +201,26 @@ func (d *daemon) openKernel(driver string) (kernel, error) {
 	}
 	if driver == cgroup.Systemd {
 		d.slices = slice.New()
+		if err := d.connectSystemd(); err != nil {
+			return kernel{}, err
+		}
 	}
 	return kernel{cgroups: h, driver: driver, slices: d.slices}, nil
+}
+
+// connectSystemd reaches systemd before the first pod needs it. One that is only slow, as in a boot, is tried again by each call.
+func (d *daemon) connectSystemd() error {
+	ctx, cancel := context.WithTimeout(context.Background(), systemdTime)
+	defer cancel()
+	err := d.slices.Connect(ctx)
+	if ctx.Err() != nil {
+		d.log.Warn("systemd does not answer", "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cgroup.driver: %w", err)
+	}
+	return nil
 }
 
 func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {

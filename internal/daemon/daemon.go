@@ -41,6 +41,8 @@ const (
 	// drainTime and closeTime bound a shutdown: SIGTERM ends the daemon within a second.
 	drainTime = 300 * time.Millisecond
 	closeTime = 500 * time.Millisecond
+	// systemdTime bounds the wait for systemd at the start.
+	systemdTime = 5 * time.Second
 )
 
 // Run serves until ctx ends or SIGTERM or SIGINT comes. Pods run on. SIGHUP reloads what can be.

@@ -132,7 +132,11 @@ func (k kernel) CgroupExists(parent string) (bool, error) {
 
 func (k kernel) CreateCgroup(ctx context.Context, parent string) error {
 	if k.slices != nil {
-		return k.slices.Start(ctx, parent)
+		slice, err := cgroup.SliceName(parent)
+		if err != nil {
+			return err
+		}
+		return k.slices.Start(ctx, slice)
 	}
 	path, err := cgroup.ParentPath(k.driver, parent)
 	if err != nil {
@@ -151,7 +155,7 @@ func (k kernel) RemoveCgroup(ctx context.Context, parent string) error {
 		return err
 	}
 	if k.slices != nil {
-		if err := k.slices.Stop(ctx, parent); err != nil {
+		if err := k.slices.Stop(ctx, filepath.Base(path)); err != nil {
 			return err
 		}
 	}

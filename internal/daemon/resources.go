@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -24,7 +25,7 @@ func (k kernel) SetPodLimits(ctx context.Context, parent string, r *runtimeapi.L
 	}
 	want := limits(r)
 	if k.slices != nil {
-		if err := k.slices.SetLimits(ctx, parent, want, k.cgroups.Mode() == cgroup.Unified); err != nil {
+		if err := k.slices.SetLimits(ctx, filepath.Base(path), want, k.cgroups.Mode() == cgroup.Unified); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
@@ -288,12 +289,9 @@ func (s *Sandbox) specPaths(rootfs string) SpecPaths {
 	return p
 }
 
-// cgroupsPath is an OCI cgroupsPath. Its last part ends in the container's ID: cAdvisor finds containers by that.
+// cgroupsPath is an OCI cgroupsPath.
 func (m *Manager) cgroupsPath(parent, id string) string {
-	if m.cfg.CgroupDriver == "systemd" {
-		return parent + ":berth:" + id
-	}
-	return filepath.Join(parent, id)
+	return cgroup.ContainerPath(m.cfg.CgroupDriver, parent, "berth", id)
 }
 
 // cgroupParent is the cgroup that holds the pod's containers.
@@ -301,7 +299,7 @@ func (m *Manager) cgroupParent(c *runtimeapi.PodSandboxConfig, id string) string
 	if parent := c.GetLinux().GetCgroupParent(); parent != "" {
 		return parent
 	}
-	if m.cfg.CgroupDriver == "systemd" {
+	if m.cfg.CgroupDriver == cgroup.Systemd {
 		return strings.TrimSuffix(m.cfg.CgroupParent, ".slice") + "-" + id + ".slice"
 	}
 	return filepath.Join("/", m.cfg.CgroupParent, id)

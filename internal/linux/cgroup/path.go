@@ -33,9 +33,9 @@ func ValidateDriver(driver string) error {
 	return nil
 }
 
-// ValidateParent checks the cgroup parent of a pod, as the CRI has it: a path under cgroupfs, the name of a
-// slice under systemd. A form that belongs to the other driver is named as such: a kubelet that disagrees with its
-// runtime about the driver is a common and otherwise silent mistake.
+// ValidateParent checks the cgroup parent of a pod, as the CRI has it: a path under cgroupfs, a slice under systemd. A form that
+// belongs to the other driver is named as such: a kubelet that disagrees with its runtime about the driver is a common and
+// otherwise silent mistake.
 func ValidateParent(driver, parent string) error {
 	_, err := ParentPath(driver, parent)
 	return err
@@ -45,15 +45,35 @@ func ValidateParent(driver, parent string) error {
 func ParentPath(driver, parent string) (string, error) {
 	switch driver {
 	case Systemd:
-		if strings.Contains(parent, "/") {
-			return "", fmt.Errorf("%w: parent %q is a path, but the cgroup driver is systemd, which wants a slice such as "+
-				"kubepods-burstable.slice (does the kubelet use cgroupDriver: cgroupfs?)", ErrInvalid, parent)
-		}
-		return ExpandSlice(parent)
+		_, expanded, err := parentSlice(parent)
+		return expanded, err
 	case Cgroupfs:
 		return parentFolder(parent)
 	}
 	return "", ValidateDriver(driver)
+}
+
+// SliceName returns the unit's name of a pod's cgroup parent under systemd: its last element where it is a path.
+func SliceName(parent string) (string, error) {
+	name, _, err := parentSlice(parent)
+	return name, err
+}
+
+// parentSlice takes the name of a slice, and the path that systemd makes of one: that is what the kubelet sends
+// (pkg/kubelet/cm: CgroupName.ToSystemd), /kubepods.slice/kubepods-pod1.slice for kubepods-pod1.slice.
+func parentSlice(parent string) (name, expanded string, err error) {
+	name = path.Base(parent)
+	if strings.Contains(parent, "/") && !strings.HasSuffix(name, sliceSuffix) {
+		return "", "", fmt.Errorf("%w: parent %q is a path, but the cgroup driver is systemd, which wants a slice such as "+
+			"kubepods-burstable.slice (does the kubelet use cgroupDriver: cgroupfs?)", ErrInvalid, parent)
+	}
+	if expanded, err = ExpandSlice(name); err != nil {
+		return "", "", fmt.Errorf("parent %q: %w", parent, err)
+	}
+	if parent != name && parent != expanded {
+		return "", "", fmt.Errorf("%w: parent %q is not where systemd has %s: want %s", ErrInvalid, parent, name, expanded)
+	}
+	return name, expanded, nil
 }
 
 func parentFolder(parent string) (string, error) {
@@ -125,10 +145,11 @@ func notInUnitName(r rune) bool {
 	return !strings.ContainsRune(`-_.\`, r)
 }
 
-// ContainerPath returns the cgroupsPath of the OCI spec for a container of a pod with a valid parent.
+// ContainerPath returns the cgroupsPath of the OCI spec for a container of a pod with a valid parent. Its last part ends in the
+// container's ID: cAdvisor finds containers by that.
 func ContainerPath(driver, parent, prefix, id string) string {
 	if driver == Systemd {
-		return parent + ":" + prefix + ":" + id
+		return path.Base(parent) + ":" + prefix + ":" + id
 	}
 	return path.Join("/", parent, id)
 }

@@ -81,6 +81,12 @@ func (c owned) Close() {
 	c.cancel()
 }
 
+// Connect makes the connection that the first call would make. ErrNoSystemd if there is no systemd.
+func (m *Manager) Connect(ctx context.Context) error {
+	_, err := m.connection(ctx)
+	return err
+}
+
 // Close drops the connection. Slices stay.
 func (m *Manager) Close() {
 	m.mu.Lock()

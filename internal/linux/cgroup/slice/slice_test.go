@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -178,14 +179,66 @@ func TestReconnectsAfterTheBusWentAway(t *testing.T) {
 	}
 }
 
-func TestTheHostsSystemdOrAClearError(t *testing.T) {
+func TestTheHostsSystemd(t *testing.T) {
+	if _, err := os.Stat("/run/systemd/private"); err != nil || os.Geteuid() != 0 {
+		t.Skip("no systemd here, or not root: TestWithoutSystemdTheErrorIsClear; make test-vm has both")
+	}
+	h, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New()
+	t.Cleanup(m.Close)
+	top := fmt.Sprintf("berth_t_%06x", rand.IntN(1<<24))
+	name := top + "-pod1.slice"
+	path, err := cgroup.ExpandSlice(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Stop(context.Background(), top+".slice"); err != nil {
+			t.Error(err)
+		}
+		if found, err := h.Exists("/" + top + ".slice"); found || err != nil {
+			t.Errorf("the stopped parent is still there: %v, %v", found, err)
+		}
+	})
+	for range 2 { // the kubelet may have made it
+		if err := m.Start(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, err := h.Exists(path); !found || err != nil {
+		t.Fatalf("%s: %v, %v", path, found, err)
+	}
+	want := cgroup.Limits{CPUShares: 512, CPUQuota: 50000, CPUPeriod: 100000, Memory: 64 << 20, Swap: 96 << 20}
+	if err := m.SetLimits(t.Context(), name, want, h.Mode() == cgroup.Unified); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.ReadLimits(path); err != nil || !got.Same(cgroup.Limits{CPUQuota: 50000, CPUPeriod: 100000, Memory: 64 << 20}) {
+		t.Errorf("limits are %+v, %v; want %+v", got, err, want)
+	}
+	for range 2 {
+		if err := m.Stop(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, err := h.Exists(path); found || err != nil {
+		t.Errorf("%s after the stop: %v, %v", path, found, err)
+	}
+}
+
+func TestWithoutSystemdTheErrorIsClear(t *testing.T) {
 	if _, err := os.Stat("/run/systemd/private"); err == nil {
-		t.Skip("this host runs systemd; its slices are not the test's to make")
+		t.Skip("this host runs systemd: TestTheHostsSystemd")
 	}
 	m := New()
 	defer m.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	if err := m.Connect(ctx); !errors.Is(err, ErrNoSystemd) {
+		t.Errorf("Connect = %v; want ErrNoSystemd", err)
+	}
 	if err := m.Start(ctx, "berth-t.slice"); !errors.Is(err, ErrNoSystemd) {
 		t.Errorf("Start = %v; want ErrNoSystemd", err)
 	}
