@@ -114,6 +114,19 @@ func specCgroup(cgroupsPath string, systemd bool) string {
 	return filepath.Join(path, unit)
 }
 
+// podCgroup is the folder of the cgroup that holds the container's, on v2; empty on v1.
+func podCgroup(cgroupsPath string, systemd bool) (string, error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	path := specCgroup(cgroupsPath, systemd)
+	if _, v1 := mounts["memory"]; v1 || path == "" || filepath.Dir(path) == "/" {
+		return "", nil
+	}
+	return mounts[""] + filepath.Dir(path), nil
+}
+
 // removeCgroups removes the empty cgroup of this path from every hierarchy.
 func removeCgroups(path string) error {
 	mounts, err := cgroupMounts()
@@ -128,28 +141,6 @@ func removeCgroups(path string) error {
 		}
 	}
 	return errors.Join(failures...)
-}
-
-// oomKills returns how many processes the kernel has killed here for want of memory.
-func (c cgroup) oomKills() (uint64, error) {
-	if c.memory == "" {
-		return 0, nil
-	}
-	name := filepath.Join(c.memory, "memory.events")
-	data, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		name = filepath.Join(c.memory, "memory.oom_control") // cgroup v1
-		data, err = os.ReadFile(name)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("count OOM kills: %w", err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			return strconv.ParseUint(strings.TrimSpace(count), 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("count OOM kills: no oom_kill in %s", name)
 }
 
 // pids lists the processes of the cgroup and of those below it. A cgroup that is gone has none.

@@ -34,6 +34,8 @@ type service struct {
 	streams *streams
 	ending  chan struct{} // closed by Shutdown
 
+	oom oomLedger
+
 	mu    sync.Mutex
 	tasks map[string]*task
 	ended bool // no new tasks
@@ -85,7 +87,7 @@ func (s *service) newTask(req *wire.CreateTaskRequest) (*task, error) {
 		return nil, rpc.Errorf(rpc.InvalidArgument, "options: log_path %q is not an absolute path", options.LogPath)
 	}
 	return &task{
-		id: req.ID, bundle: filepath.Clean(req.Bundle), options: &options, slog: s.log, runtime: s.runtime, init: newProcess(),
+		id: req.ID, bundle: filepath.Clean(req.Bundle), options: &options, slog: s.log, runtime: s.runtime, oom: &s.oom, init: newProcess(),
 	}, nil
 }
 

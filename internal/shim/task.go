@@ -59,6 +59,7 @@ type task struct {
 	slog    *slog.Logger
 	runtime *ociRuntime
 	init    *process
+	oom     *oomLedger // of the pod
 
 	// What clients attach to, set before the phase is running.
 	outputs [2]*broadcast // stdout, or the terminal; stderr
@@ -107,6 +108,13 @@ func readSpec(bundle string) (taskSpec, error) {
 func (t *task) prepare() (err error) {
 	if t.spec, err = readSpec(t.bundle); err != nil {
 		return rpc.Errorf(rpc.InvalidArgument, "%v", err)
+	}
+	pod, err := podCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup)
+	if err == nil {
+		err = t.oom.open(pod)
+	}
+	if err != nil {
+		t.slog.Warn("OOM kills may be missed", "container", t.id, "err", err)
 	}
 	if t.log, err = openLog(t.options.LogFolder, t.options.LogPath); err != nil {
 		return rpc.Errorf(rpc.FailedPrecondition, "%v", err)
@@ -233,6 +241,7 @@ func (t *task) recordInit() {
 	t.mu.Lock()
 	t.cgroup = group
 	t.mu.Unlock()
+	t.oom.begin(t.id, group)
 }
 
 // watch reports the init's exit when it comes; a deferred container has none yet.
@@ -261,7 +270,7 @@ func (t *task) exited(exit reaper.Exit) {
 // kernel does not) and tells whether the kernel has killed for memory.
 func (t *task) reapCgroup() (oomKilled bool) {
 	group := t.group()
-	kills, err := group.oomKills()
+	kills, err := t.oom.end(t.id, group)
 	if err != nil {
 		t.slog.Warn("OOM kills are not known", "container", t.id, "err", err)
 	}
