@@ -99,11 +99,11 @@ critest: build ## the CRI validation suite: CRITEST=/path/to/critest [FIXTURES=h
 		$(GO) test -count=1 -v -timeout 30m ./test/conformance
 
 .PHONY: test-vm
-test-vm: ## in a virtual machine with cgroup v2, systemd and AppArmor; VMFLAGS="-run cgroup -v"
+test-vm: ## in a virtual machine with cgroup v2, systemd and AppArmor; VMFLAGS="-run cgroup -v"; CRITEST and FIXTURES as for critest
 	hack/deps.sh vm
 	$(MAKE) build
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/tools/vm ./test/vm
-	$(AS_ROOT) bin/tools/vm $(VMFLAGS)
+	$(AS_ROOT) env CRITEST="$(CRITEST)" FIXTURES="$(FIXTURES)" CRITEST_FLAGS="$(CRITEST_FLAGS)" bin/tools/vm $(VMFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)

@@ -43,11 +43,12 @@ func TestValidationSuite(t *testing.T) {
 		}
 	}
 	report := filepath.Join(t.TempDir(), "report.json")
-	ctx, cancel := context.WithTimeout(t.Context(), suiteTime)
+	limit := daemon.Slow(suiteTime)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	args := []string{
 		"-runtime-endpoint=unix://" + d.Socket, "-image-endpoint=unix://" + d.Socket, "-ginkgo.no-color", "-ginkgo.json-report=" + report,
-		"-ginkgo.timeout=" + suiteTime.String(),
+		"-ginkgo.timeout=" + limit.String(),
 		"-nri-socket=" + socket,
 	}
 	cmd := exec.CommandContext(ctx, critest, append(args, strings.Fields(os.Getenv("CRITEST_FLAGS"))...)...)

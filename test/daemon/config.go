@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // BinDir is where the programs under test are: BERTH_TEST_BIN, or bin/ of the repository.
@@ -90,8 +91,8 @@ func (d *Daemon) config() string {
 conf_dir = %q
 bin_dirs = [%s]
 netns_dir = %q
-add_timeout = "8s"
-del_timeout = "8s"
+add_timeout = %q
+del_timeout = %q
 
 [runtimes.runc]
 path = %q
@@ -101,14 +102,14 @@ path = %q
 path = %q
 
 [cgroup]
-driver = "cgroupfs"
+driver = %q
 parent = %q
 
 [registry]
 config_path = %q
-stall_timeout = "2s"
-%s`, d.Spec.Global, d.ConfDir, d.cniBin(), d.Netns, d.Spec.OCIRuntime, d.Spec.Runc, filepath.Join(d.Spec.Bin, "berth-shim"), d.CgroupParent,
-		d.CertsDir, d.Spec.Config)
+stall_timeout = %q
+%s`, d.Spec.Global, d.ConfDir, d.cniBin(), d.Netns, Slow(8*time.Second), Slow(8*time.Second), d.Spec.OCIRuntime, d.Spec.Runc, filepath.Join(d.Spec.Bin, "berth-shim"), d.CgroupDriver, d.CgroupParent,
+		d.CertsDir, Slow(2*time.Second), d.Spec.Config)
 }
 
 func (d *Daemon) containerdConfig() string {

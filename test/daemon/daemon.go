@@ -67,6 +67,8 @@ type Daemon struct {
 	Socket, ConfigPath                                     string
 	// Network, Bridge and CgroupParent are names that no other daemon on the machine has.
 	Network, Bridge, CgroupParent string
+	// CgroupDriver is cgroupfs or systemd.
+	CgroupDriver string
 	// Subnet4 and Subnet6 are the pods' networks without the last part: "10.123.45." and "fd00:7b:2d::".
 	Subnet4, Subnet6 string
 
@@ -120,7 +122,7 @@ func Prepare(spec Spec) (*Daemon, error) {
 		Spec: spec, Dir: dir, Root: dir + "/root", State: dir + "/state", Netns: dir + "/netns",
 		ConfDir: dir + "/net.d", CertsDir: dir + "/certs.d", IPAM: dir + "/ipam", Logs: dir + "/logs",
 		Socket: dir + "/cri.sock", ConfigPath: dir + "/config.toml",
-		Network: "bt-net-" + id, Bridge: "bt" + id, CgroupParent: "berth-t-" + id,
+		Network: "bt-net-" + id, Bridge: "bt" + id, CgroupParent: cgroupTop(cgroupDriver(), id), CgroupDriver: cgroupDriver(),
 		Subnet4: fmt.Sprintf("10.%d.%d.", x, y), Subnet6: fmt.Sprintf("fd00:%x:%x::", x, y),
 	}
 	for _, sub := range []string{d.Root, d.State, d.Netns, d.ConfDir, d.CertsDir, d.Logs} {
@@ -149,7 +151,8 @@ func Attach(socket string) (*Daemon, error) {
 		return nil, fmt.Errorf("make test folder: %w", err)
 	}
 	d := &Daemon{Spec: Spec{Kind: "socket"}, Dir: dir, Logs: dir + "/logs", Socket: socket}
-	d.CgroupParent = "berth-t-" + filepath.Base(dir)
+	d.CgroupDriver = cgroupDriver()
+	d.CgroupParent = cgroupTop(d.CgroupDriver, strings.ReplaceAll(filepath.Base(dir), "-", "_"))
 	if err := d.dial(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -202,7 +205,7 @@ func (d *Daemon) Watch(tb testing.TB) {
 
 // warm looks at the machine once the daemon has opened what it keeps open.
 func (d *Daemon) warm() (leak.Snapshot, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Slow(10*time.Second))
 	defer cancel()
 	if _, err := d.Runtime.Status(ctx, &cri.StatusRequest{Verbose: true}); err != nil {
 		return nil, fmt.Errorf("ask for status: %w", err)
@@ -257,7 +260,7 @@ const Serving = 20 * time.Second
 
 // WaitServing returns when the daemon answers Version, or an error when it ended or time is over.
 func (d *Daemon) WaitServing(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, Serving)
+	ctx, cancel := context.WithTimeout(ctx, Slow(Serving))
 	defer cancel()
 	for {
 		_, err := d.Runtime.Version(ctx, &cri.VersionRequest{})
@@ -332,7 +335,7 @@ func (d *Daemon) Signal(sig syscall.Signal, limit time.Duration) (time.Duration,
 
 // Kill ends the daemon as a crash does.
 func (d *Daemon) Kill() error {
-	_, err := d.Signal(syscall.SIGKILL, 10*time.Second)
+	_, err := d.Signal(syscall.SIGKILL, Slow(10*time.Second))
 	return err
 }
 
@@ -368,7 +371,7 @@ func (d *Daemon) LogTail(lines int) string {
 
 // Close ends the daemon and removes by force whatever is left of it and its pods.
 func (d *Daemon) Close() error {
-	_, err := d.Signal(syscall.SIGTERM, 5*time.Second)
+	_, err := d.Signal(syscall.SIGTERM, Slow(5*time.Second))
 	if err != nil {
 		err = errors.Join(err, d.Kill())
 	}
@@ -376,7 +379,7 @@ func (d *Daemon) Close() error {
 	if os.Getenv("BERTH_TEST_KEEP") != "" {
 		return err
 	}
-	return errors.Join(err, d.Scope().Sweep())
+	return errors.Join(err, d.Scope().Sweep(), d.dropSlice())
 }
 
 // ImageFiles lists what is stored of images: all files but databases and locks.

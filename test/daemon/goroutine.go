@@ -22,7 +22,7 @@ func (d *Daemon) goroutines() (map[string]int, error) {
 	before := len(d.Log())
 	d.conn.Close() // a connection's goroutines would differ by chance
 	time.Sleep(50 * time.Millisecond)
-	if _, err := d.Signal(syscall.SIGQUIT, 5*time.Second); err != nil {
+	if _, err := d.Signal(syscall.SIGQUIT, Slow(5*time.Second)); err != nil {
 		return nil, err
 	}
 	dump := d.Log()[before:]

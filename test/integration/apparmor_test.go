@@ -68,7 +68,11 @@ func TestAppArmorConfinesAsAsked(t *testing.T) {
 	c := privilegedPod(k, "apparmor-privileged").Start(withAppArmor(privileged(k, "privileged"), cri.SecurityProfile_Localhost, name))
 	equal(t, "privileged", confinement(c), "unconfined")
 	status, err := k.D.Runtime.Status(k.Ctx(), &cri.StatusRequest{})
-	contains(t, "conditions", fmt.Sprint(kubelet.Must(k, status, err).GetStatus().GetConditions()), `type:"AppArmorReady" status:true`)
+	ready := false
+	for _, c := range kubelet.Must(k, status, err).GetStatus().GetConditions() {
+		ready = ready || c.Type == "AppArmorReady" && c.Status
+	}
+	equal(t, "condition AppArmorReady", ready, true)
 }
 
 func loadAppArmor(t *testing.T, name string) {

@@ -15,10 +15,19 @@ import (
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/test/daemon"
 	"github.com/berth-run/berth/test/kubelet"
 	"github.com/berth-run/berth/test/registry"
 )
+
+// otherDriversParent is what a kubelet sends that uses the other cgroup driver.
+func otherDriversParent(k *kubelet.Kubelet) string {
+	if k.D.CgroupDriver == cgroup.Systemd {
+		return "/kubepods/pod1"
+	}
+	return "/kubepods.slice/kubepods-pod1.slice"
+}
 
 // Each malformed request gets the right code and a text that names stage and object, leaves nothing behind,
 // and does not disturb the next correct request.
@@ -40,8 +49,8 @@ func TestMalformedSandboxesAreRefused(t *testing.T) {
 		"unknown handler": {func(*cri.PodSandboxConfig) {}, "warp", append(invalid, codes.NotFound), []string{"warp", "handler"}},
 		"cgroup parent that climbs": {func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/../../etc" },
 			"", invalid, []string{"cgroup", "/../../etc"}},
-		"cgroup parent of systemd": {func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "kubepods-pod1.slice" },
-			"", invalid, []string{"cgroup", "kubepods-pod1.slice"}},
+		"cgroup parent of the other driver": {func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = otherDriversParent(k) },
+			"", invalid, []string{"cgroup", otherDriversParent(k), "does the kubelet use"}},
 		"sysctl that is not the pod's": {func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"vm.swappiness": "1"} },
 			"", invalid, []string{"sysctl", "vm.swappiness"}},
 		"sysctl that does not exist": {func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net.ipv4.warp": "1"} },

@@ -180,7 +180,7 @@ func TestMountsAreBoundAsAsked(t *testing.T) {
 }
 
 // cgroupFile reads a file of a container's cgroup, from the v1 hierarchy of the controller or from v2.
-func cgroupFile(t *testing.T, k *kubelet.Kubelet, controller, id, v1, v2 string) string {
+func cgroupFile(t *testing.T, c *kubelet.Container, controller, v1, v2 string) string {
 	t.Helper()
 	roots, err := leak.CgroupRoots()
 	if err != nil {
@@ -188,13 +188,13 @@ func cgroupFile(t *testing.T, k *kubelet.Kubelet, controller, id, v1, v2 string)
 	}
 	for _, root := range roots {
 		for _, name := range []string{v1, v2} {
-			path := filepath.Join(root, k.D.CgroupParent, id, name)
+			path := filepath.Join(root, c.Cgroup(), name)
 			if data, err := os.ReadFile(path); err == nil && (name == v2 || filepath.Base(root) == controller) {
 				return strings.TrimSpace(string(data))
 			}
 		}
 	}
-	t.Fatalf("no cgroup of %s has %s or %s", id, v1, v2)
+	t.Fatalf("no cgroup of %s has %s or %s", c.ID, v1, v2)
 	return ""
 }
 
@@ -209,7 +209,7 @@ func TestResourcesAreLimitedAndUpdated(t *testing.T) {
 		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}, // a kubelet always sends them
 	}
 	c := p.Start(spec)
-	read := func(controller, v1, v2 string) string { t.Helper(); return cgroupFile(t, k, controller, c.ID, v1, v2) }
+	read := func(controller, v1, v2 string) string { t.Helper(); return cgroupFile(t, c, controller, v1, v2) }
 	equal(t, "cpu quota", strings.TrimSuffix(read("cpu", "cpu.cfs_quota_us", "cpu.max"), " 100000"), "50000")
 	equal(t, "memory limit", read("memory", "memory.limit_in_bytes", "memory.max"), fmt.Sprint(64<<20))
 	equal(t, "cpuset", read("cpuset", "cpuset.cpus", "cpuset.cpus"), "0")
@@ -238,7 +238,7 @@ func TestResourcesAreLimitedAndUpdated(t *testing.T) {
 	if err := created.TryStart(); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "limit set before the start", cgroupFile(t, k, "memory", created.ID, "memory.limit_in_bytes", "memory.max"), fmt.Sprint(32<<20))
+	equal(t, "limit set before the start", cgroupFile(t, created, "memory", "memory.limit_in_bytes", "memory.max"), fmt.Sprint(32<<20))
 }
 
 func TestHowAContainerEndedIsReported(t *testing.T) {

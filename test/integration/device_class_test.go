@@ -76,7 +76,7 @@ func TestBlockIOClassesThrottle(t *testing.T) {
 	config := k.PodConfig("slow")
 	config.Annotations["blockio.resources.beta.kubernetes.io/pod"] = "slow"
 	c := k.RunPod(config).Start(k.Forever("main"))
-	got := cgroupFile(t, k, "blkio", c.ID, "blkio.throttle.read_bps_device", "io.max")
+	got := cgroupFile(t, c, "blkio", "blkio.throttle.read_bps_device", "io.max")
 	contains(t, "throttle of "+disk, got, strings.TrimSpace(string(number)), "10000000")
 	config = k.PodConfig("unknown")
 	config.Annotations["blockio.resources.beta.kubernetes.io/pod"] = "warp"

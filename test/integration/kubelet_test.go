@@ -76,7 +76,7 @@ func TestRuntimeConfigNamesTheCgroupDriver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "driver", r.GetLinux().GetCgroupDriver(), cri.CgroupDriver_CGROUPFS)
+	equal(t, "driver", strings.ToLower(r.GetLinux().GetCgroupDriver().String()), k.D.CgroupDriver)
 	_, err = k.D.Runtime.UpdateRuntimeConfig(k.Ctx(), &cri.UpdateRuntimeConfigRequest{
 		RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: "10.9.0.0/24"}}})
 	equal(t, "update of the pod CIDR", err, nil)

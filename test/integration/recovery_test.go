@@ -75,12 +75,12 @@ func TestExitsDuringAnOutageAreReportedAsTheyWere(t *testing.T) {
 	oom.Linux.Resources.MemoryLimitInBytes, oom.Linux.Resources.MemorySwapLimitInBytes = 16<<20, 16<<20
 	o := p.Start(oom)
 	// An exec ends with the daemon that asked for it; what it has left running does not.
-	c.Exec("(sleep 2; touch /dev/shm/go) >/dev/null 2>&1 &")
+	c.Exec(fmt.Sprintf("(sleep %g; touch /dev/shm/go) >/dev/null 2>&1 &", daemon.Slow(2*time.Second).Seconds()))
 	if err := k.D.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	killed := time.Now()
-	time.Sleep(4 * time.Second)
+	time.Sleep(daemon.Slow(4 * time.Second))
 	up := time.Now()
 	if err := k.D.Launch(k.Ctx()); err != nil {
 		t.Fatal(err)

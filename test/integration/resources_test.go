@@ -49,7 +49,7 @@ func TestAnUpdateIsReportedAsTheKernelTookIt(t *testing.T) {
 		MemorySwapLimitInBytes: odd, OomScoreAdj: 777}); err != nil {
 		t.Fatal(err)
 	}
-	got := limitsIn(t, filepath.Join("/", k.D.CgroupParent, c.ID))
+	got := limitsIn(t, c.Cgroup())
 	equal(t, "memory in the cgroup", got.Memory, odd/4096*4096)
 	equal(t, "quota in the cgroup", fmt.Sprint(got.CPUQuota, got.CPUPeriod), "30000 60000")
 	r := c.Status().GetResources().GetLinux()
@@ -83,10 +83,10 @@ func TestAPodsResourcesAreSetAndVerified(t *testing.T) {
 	berthOnly(t)
 	k := node(t, daemon.Spec{})
 	config := k.PodConfig("resized")
-	config.Linux.CgroupParent = filepath.Join("/", k.D.CgroupParent, "pod1")
+	config.Linux.CgroupParent = k.D.PodCgroup("pod1")
 	p := k.RunPod(config)
 	c := p.Start(k.Forever("main"))
-	before := limitsIn(t, config.Linux.CgroupParent)
+	before := limitsIn(t, "/"+k.D.CgroupParent+"/"+filepath.Base(config.Linux.CgroupParent))
 	update := func(resources, overhead *cri.LinuxContainerResources) error {
 		_, err := k.D.Runtime.UpdatePodSandboxResources(k.Ctx(), &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: p.ID, Resources: resources, Overhead: overhead})
 		return err
@@ -97,14 +97,14 @@ func TestAPodsResourcesAreSetAndVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := limitsIn(t, config.Linux.CgroupParent)
+	got := limitsIn(t, "/"+k.D.CgroupParent+"/"+filepath.Base(config.Linux.CgroupParent))
 	if !got.Same(cgroup.Limits{CPUShares: 522, CPUQuota: 81000, CPUPeriod: 100000, Memory: 136 << 20}) {
 		t.Errorf("before %+v, now %+v", before, got)
 	}
 	if err := update(&cri.LinuxContainerResources{CpuQuota: -1}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := limitsIn(t, config.Linux.CgroupParent); !got.Same(cgroup.Limits{CPUShares: 522, CPUQuota: -1, Memory: 136 << 20}) {
+	if got := limitsIn(t, "/"+k.D.CgroupParent+"/"+filepath.Base(config.Linux.CgroupParent)); !got.Same(cgroup.Limits{CPUShares: 522, CPUQuota: -1, Memory: 136 << 20}) {
 		t.Errorf("one field changed others: %+v", got)
 	}
 	wantError(t, update(&cri.LinuxContainerResources{CpusetCpus: "60000"}, nil), failures, "pod1")

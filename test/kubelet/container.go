@@ -10,6 +10,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/test/daemon"
 )
 
 // Container is a container of a pod.
@@ -104,6 +106,13 @@ func (c *Container) Stop(grace int64) {
 	}
 }
 
+// Cgroup is where the container is, below each hierarchy's mount point.
+func (c *Container) Cgroup() string {
+	c.T.Helper()
+	path, err := c.D.ContainerCgroup(c.Config.GetLinux().GetCgroupParent(), c.ID)
+	return Must(c.Kubelet, path, err)
+}
+
 // Remove removes the container.
 func (c *Container) Remove() {
 	c.T.Helper()
@@ -141,7 +150,7 @@ func (c *Container) ExecSync(seconds int64, command ...string) (*cri.ExecSyncRes
 // Exec runs a shell script in the container, which must succeed, and returns its output without white space around it.
 func (c *Container) Exec(script string) string {
 	c.T.Helper()
-	r, err := c.ExecSync(30, "sh", "-c", script)
+	r, err := c.ExecSync(int64(daemon.Slow(30*time.Second).Seconds()), "sh", "-c", script)
 	if err != nil || r.ExitCode != 0 {
 		c.T.Fatalf("exec %q: code %d, %v\n%s%s", script, r.GetExitCode(), err, r.GetStdout(), r.GetStderr())
 	}

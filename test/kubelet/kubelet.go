@@ -33,7 +33,7 @@ type Kubelet struct {
 
 // Ctx bounds one call.
 func (k *Kubelet) Ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), daemon.Slow(CallTimeout))
 	k.T.Cleanup(cancel)
 	return ctx
 }
@@ -83,6 +83,7 @@ func WantError(t testing.TB, err error, want []codes.Code, parts ...string) {
 // Eventually waits for a condition, which says what is missing.
 func Eventually(t testing.TB, limit time.Duration, missing func() string) {
 	t.Helper()
+	limit = daemon.Slow(limit)
 	var last string
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if last = missing(); last == "" {
@@ -110,7 +111,7 @@ func (k *Kubelet) PodConfig(name string) *cri.PodSandboxConfig {
 		Labels:       map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": uid},
 		Annotations:  map[string]string{"example.com/Note": "as it was: \"\u00e4\"\n"},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: "/" + k.D.CgroupParent,
+			CgroupParent: k.D.SharedCgroup("pod" + uid),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
 				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
 				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},

@@ -35,23 +35,25 @@ func guest() int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm guest:", err)
 	}
-	end := "poweroff"
-	if errors.Is(err, errReboot) {
-		end = "reboot"
-	}
-	// The file systems are thrown away: no need to wait for every unit to stop, except when it is the reboot that is tested.
-	args := []string{end}
-	if end == "poweroff" {
-		args = append(args, "--force", "--force")
+	// The disks are thrown away at the end: no unit needs to stop for that.
+	args := []string{"poweroff", "--force", "--force"}
+	switch {
+	case errors.Is(err, errReboot):
+		args = []string{"reboot"}
+	case errors.Is(err, errPowerCut):
+		args[0] = "reboot"
 	}
 	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "vm guest: %s: %v: %s\n", end, err, out)
+		fmt.Fprintf(os.Stderr, "vm guest: systemctl %v: %v: %s\n", args, err, out)
 		return 1
 	}
 	return 0
 }
 
-var errReboot = errors.New("reboot")
+var (
+	errReboot   = errors.New("reboot")
+	errPowerCut = errors.New("power cut")
+)
 
 func carryOut() error {
 	results, err := openPort(30 * time.Second)
@@ -75,12 +77,15 @@ func carryOut() error {
 	}
 	for p.Next < len(steps) {
 		s := steps[p.Next]
-		p.Next, p.Begun = p.Next+1, !s.Reboot
+		p.Next, p.Begun = p.Next+1, s.Reboot == ""
 		if err := p.save(); err != nil {
 			return err
 		}
-		if s.Reboot {
+		switch s.Reboot {
+		case orderly:
 			return errReboot
+		case powerCut:
+			return errPowerCut
 		}
 		reportBegin(results, s)
 		begin := time.Now()

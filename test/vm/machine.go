@@ -25,6 +25,8 @@ type machine struct {
 	// logs is a folder for the console and for all that came over the port.
 	logs    string
 	results io.Writer
+	// reachesHost lets the guest connect to this host, as 10.0.2.2, and to what lies behind it.
+	reachesHost bool
 }
 
 // run returns when the guest has switched itself off, or has been ended at the limit.
@@ -59,6 +61,10 @@ func (m machine) console() string { return filepath.Join(m.logs, "console.log") 
 // arguments are qemu's. Without la57 page tables have four levels: emulated, the fifth costs time. Without cx16 the kernel
 // does without CMPXCHG16B, which qemu 7.2's emulation gets wrong with several processors (the guest's stack pointer is lost).
 func (m machine) arguments() []string {
+	restrict := "on"
+	if m.reachesHost {
+		restrict = "off"
+	}
 	return []string{
 		"-accel", m.accel, "-cpu", "max,la57=off,cx16=off", "-smp", "2", "-m", "4096",
 		"-nodefaults", "-no-user-config", "-display", "none",
@@ -67,7 +73,7 @@ func (m machine) arguments() []string {
 		"-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,file=" + m.base.disk,
 		"-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,file=" + m.payload,
 		"-serial", "file:" + m.console(),
-		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
+		"-netdev", "user,id=net,restrict=" + restrict, "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci", "-chardev", "file,id=results,path=/dev/stdout", "-device", "virtserialport,chardev=results,name=" + port,
 	}

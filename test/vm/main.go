@@ -24,9 +24,12 @@ import (
 type options struct {
 	cache   string
 	run     *regexp.Regexp
+	tests   string
 	timeout time.Duration
 	accel   string
-	verbose bool
+	// suite is critest's path, if it is to run; fixtures is where this host serves the images that it wants.
+	suite, fixtures string
+	verbose         bool
 }
 
 func main() {
@@ -49,7 +52,10 @@ func parse() (options, error) {
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit on the machine's life")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=multi,tb-size=1024", "qemu's -accel")
 	flag.BoolVar(&o.verbose, "v", false, "print all that the tests print")
+	flag.StringVar(&o.suite, "critest", os.Getenv("CRITEST"), "path of the CRI validation suite, to be run too")
+	flag.StringVar(&o.fixtures, "fixtures", os.Getenv("FIXTURES"), "host:port of a registry with the suite's images")
 	run := flag.String("run", "", "run only the steps whose name matches this regular expression")
+	flag.StringVar(&o.tests, "tests", "", "of each step, run only the tests that match this, as go test's -run")
 	flag.Parse()
 	if o.run, err = regexp.Compile(*run); err != nil {
 		return o, fmt.Errorf("-run: %w", err)
@@ -82,16 +88,21 @@ func host() error {
 		return fmt.Errorf("make working folder: %w", err)
 	}
 	defer os.RemoveAll(work)
-	steps := chosen(plan(), o.run)
+	steps := chosen(o.plan(), o.run)
+	for i := range steps {
+		if o.tests != "" && steps[i].Run == "" {
+			steps[i].Run = o.tests
+		}
+	}
 	if len(steps) == 0 {
 		return fmt.Errorf("no step matches -run %q", o.run)
 	}
-	payload, err := makePayload(ctx, work, steps)
+	payload, err := makePayload(ctx, work, steps, o.suite)
 	if err != nil {
 		return err
 	}
 	report := newReport(os.Stdout, o.verbose)
-	m := machine{base: base, payload: payload, accel: o.accel, logs: filepath.Join(o.cache, "last"), results: report}
+	m := machine{base: base, payload: payload, accel: o.accel, logs: filepath.Join(o.cache, "last"), results: report, reachesHost: o.fixtures != ""}
 	err = m.run(ctx, o.timeout)
 	report.finish(steps)
 	fmt.Printf("%d passed, %d failed\n", report.passed, report.failed)

@@ -13,11 +13,14 @@ import (
 	"strings"
 )
 
-const planFile = "plan.json"
+const (
+	planFile  = "plan.json"
+	suiteFile = "critest"
+)
 
 // makePayload makes the guest's second disk: this program, the plan, the test binaries, and of the repository what tests read:
 // bin, packaging, go.mod and each package's testdata.
-func makePayload(ctx context.Context, work string, steps []step) (disk string, err error) {
+func makePayload(ctx context.Context, work string, steps []step, suite string) (disk string, err error) {
 	repo, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -41,10 +44,18 @@ func makePayload(ctx context.Context, work string, steps []step) (disk string, e
 			return "", fmt.Errorf("fill payload: %w", err)
 		}
 	}
+	if suite != "" {
+		if err := copyFile(suite, filepath.Join(tree, suiteFile)); err != nil {
+			return "", fmt.Errorf("fill payload: %w", err)
+		}
+	}
 	for _, dir := range []string{"bin/cni", "packaging"} {
 		if err := copyTree(filepath.Join(repo, dir), filepath.Join(tree, "repo", dir)); err != nil {
 			return "", fmt.Errorf("fill payload: %w", err)
 		}
+	}
+	if err := command(ctx, "make", "install", "DESTDIR="+filepath.Join(tree, "install")); err != nil {
+		return "", fmt.Errorf("fill payload: %w", err)
 	}
 	for _, s := range steps {
 		if err := addTests(ctx, repo, tree, s); err != nil {

@@ -2,7 +2,13 @@
 
 package main
 
-import "time"
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
 
 // step is one thing that the guest does: a program, or a reboot.
 type step struct {
@@ -17,9 +23,14 @@ type step struct {
 	Env []string `json:",omitempty"`
 	// Limit ends the step; what has not ended by then counts as one failure.
 	Limit time.Duration
-	// Reboot restarts the machine instead of running a program.
-	Reboot bool `json:",omitempty"`
+	// Reboot restarts the machine instead of running a program: "orderly", or as after a power cut, with what is on disk by then.
+	Reboot string `json:",omitempty"`
 }
+
+const (
+	orderly  = "orderly"
+	powerCut = "power cut"
+)
 
 // binary is the step's test binary on the payload disk.
 func (s step) binary() string {
@@ -32,10 +43,47 @@ func (s step) binary() string {
 	return "tests/" + string(name) + ".test"
 }
 
-// plan are the steps, in their order. What can only be tested on a machine like this one comes first.
-func plan() []step {
-	return []step{
-		{Name: "machine", Package: "test/vm/machine", Env: []string{"BERTH_VM=1"}, Limit: 2 * time.Minute},
-		{Name: "cgroup", Package: "internal/linux/cgroup", Limit: 3 * time.Minute},
+const systemdDriver = "BERTH_TEST_CGROUP_DRIVER=systemd"
+
+// vmEnv tells tests where they are, and how much longer things take in an emulated processor.
+func vmEnv(more ...string) []string {
+	return append([]string{"BERTH_VM=1", "BERTH_TEST_SLOW=10"}, more...)
+}
+
+// plan are the steps, in their order. What can only be tested on a machine like this one comes first; the rest of the integration tests
+// takes most of the time.
+func (o options) plan() []step {
+	steps := []step{
+		{Name: "machine", Package: "test/vm/machine", Env: vmEnv(), Limit: 2 * time.Minute},
+		{Name: "cgroup", Package: "internal/linux/cgroup", Env: vmEnv(), Limit: 3 * time.Minute},
+		{Name: "slice", Package: "internal/linux/cgroup/slice", Env: vmEnv(), Limit: 3 * time.Minute},
+		{Name: "service", Package: "test/vm/service", Run: "TestBeforeTheReboot", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
+		{Name: "service-reboot", Reboot: orderly},
+		{Name: "service-rebooted", Package: "test/vm/service", Run: "TestAfterTheReboot", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
+		{Name: "service-power-cut", Reboot: powerCut},
+		{Name: "service-restored", Package: "test/vm/service", Run: "TestAfterThePowerCut", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
+		{Name: "systemd", Package: "test/integration", Skip: hurried, Env: vmEnv(systemdDriver), Limit: 20 * time.Minute},
+		{Name: "cgroupfs", Package: "test/integration", Run: ofDrivers, Env: vmEnv(), Limit: 10 * time.Minute},
 	}
+	if o.suite != "" {
+		env := vmEnv(systemdDriver, "CRITEST="+filepath.Join(mountPoint, suiteFile), "CRITEST_FLAGS="+os.Getenv("CRITEST_FLAGS"), "FIXTURES="+insideGuest(o.fixtures))
+		steps = append(steps, step{Name: "critest", Package: "test/conformance", Env: env, Limit: 25 * time.Minute})
+	}
+	return steps
+}
+
+const (
+	// hurried are tests that are about time, which an emulated processor has too little of.
+	hurried = "^TestADaemonWithManyPodsIsBackInASecond$"
+	// ofDrivers are tests of what the cgroup driver does: limits, exits, recovery.
+	ofDrivers = "Resources|Update|OOM|Ended|Exits|Kill|Reboot|Remov|Statistics|Metrics|Class|Malformed|Driver"
+)
+
+// insideGuest is an address of this host as the guest has it.
+func insideGuest(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil && (host == "" || host == "localhost" || strings.HasPrefix(host, "127.")) {
+		return net.JoinHostPort("10.0.2.2", port)
+	}
+	return address
 }

@@ -78,6 +78,10 @@ func (r *report) take(line string) {
 	if r.verbose && line != "" {
 		fmt.Fprintln(r.out, strings.ReplaceAll(line, testMark, ""))
 	}
+	var passed, failed, skipped int
+	if n, _ := fmt.Sscanf(line, "%d passed, %d failed, %d skipped", &passed, &failed, &skipped); n == 3 { // the CRI validation suite's
+		r.passed, r.failed, r.skipped = r.passed+passed, r.failed+failed, r.skipped+skipped
+	}
 	before, event, marked := strings.Cut(line, testMark)
 	if !marked {
 		r.keep(line)
@@ -89,9 +93,12 @@ func (r *report) take(line string) {
 	r.event(event)
 }
 
-// event is a line of the testing package itself. Indented ones are of subtests: their parents count for them.
+// event is a line of the testing package itself. For subtests their parents count.
 func (r *report) event(line string) {
 	r.keep(line)
+	if name, _, _ := strings.Cut(strings.TrimPrefix(line, "--- "), " ("); strings.Contains(name, "/") {
+		return
+	}
 	switch {
 	case strings.HasPrefix(line, "--- PASS: "):
 		r.passed++
@@ -100,7 +107,7 @@ func (r *report) event(line string) {
 	case strings.HasPrefix(line, "--- FAIL: "):
 		r.failed++
 		r.print()
-	case strings.HasPrefix(line, "=== RUN ") && !strings.Contains(line, "/"):
+	case strings.HasPrefix(line, "=== RUN "):
 		if len(r.test) > 1 && !r.parallel() {
 			r.test = r.test[len(r.test)-1:]
 		}
@@ -158,7 +165,7 @@ func (r *report) end(text string) {
 // finish counts as failed the steps that did not come to their end.
 func (r *report) finish(steps []step) {
 	for _, s := range steps {
-		if !s.Reboot && !r.ended[s.Name] {
+		if s.Reboot == "" && !r.ended[s.Name] {
 			r.failed++
 			fmt.Fprintf(r.out, "   %s: did not end\n", s.Name)
 		}

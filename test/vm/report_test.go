@@ -26,7 +26,7 @@ func TestResultsAreCounted(t *testing.T) {
 		passed, failed int
 	}{
 		"all pass":                   {sent(t, "a", "\x16=== RUN   TestA\n\x16--- PASS: TestA (0.1s)\nPASS\n", nil), 1, 0},
-		"subtests belong to parents": {sent(t, "a", "\x16=== RUN   TestA\n\x16    --- PASS: TestA/x (0.1s)\n\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
+		"subtests belong to parents": {sent(t, "a", "\x16=== RUN   TestA\n\x16--- PASS: TestA/x (0.1s)\n\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
 		"a failed test":              {sent(t, "a", "\x16--- FAIL: TestA (0.1s)\n\x16--- PASS: TestB (0.1s)\nFAIL\n", exit), 1, 1},
 		"after an unfinished line":   {sent(t, "a", "text without an end\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
 		"what only looks like it":    {sent(t, "a", "--- PASS: TestX (0.1s)\n\x16--- PASS: TestA (0.1s)\n", nil), 1, 0},
@@ -36,6 +36,7 @@ func TestResultsAreCounted(t *testing.T) {
 		"exit status without a test": {sent(t, "a", "cannot set up\n", exit), 0, 1},
 		"no test":                    {sent(t, "a", "PASS\n", nil), 0, 1},
 		"only skipped":               {sent(t, "a", "\x16--- SKIP: TestA (0.1s)\nPASS\n", nil), 0, 1},
+		"a suite's own count":        {sent(t, "a", "9 passed, 2 failed, 5 skipped\n\x16--- FAIL: TestA (0.1s)\n", exit), 9, 3},
 		"never ended":                {"\n" + beginMark + "a\n\x16--- PASS: TestA (0.1s)\n", 1, 1},
 		"nothing came":               {"", 0, 1},
 	} {
@@ -45,7 +46,7 @@ func TestResultsAreCounted(t *testing.T) {
 			for rest := c.text; rest != ""; rest = rest[min(size, len(rest)):] {
 				r.Write([]byte(rest[:min(size, len(rest))]))
 			}
-			r.finish([]step{{Name: "a"}, {Name: "again", Reboot: true}})
+			r.finish([]step{{Name: "a"}, {Name: "again", Reboot: orderly}})
 			if r.passed != c.passed || r.failed != c.failed {
 				t.Errorf("%s: %d passed, %d failed; want %d, %d:\n%s", name, r.passed, r.failed, c.passed, c.failed, out.String())
 			}
