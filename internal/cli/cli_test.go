@@ -144,7 +144,12 @@ func TestErrors(t *testing.T) {
 		{"logs web", "container web (d100000000000) has no log: it was made without a log path"},
 		{"rm web", "container web (d100000000000) is running: stop it first, or use --force"},
 		{"exec back/side ls", "exec in container side (d300000000000): it is not running"},
-		{"exec -it web sh", "exec -i and -t: streaming comes with a later release; without them the command runs and its output is printed"},
+		{"exec --sync -it web sh", "exec --sync: has no standard input and no terminal: leave out -i and -t"},
+		{"exec --transport carrier-pigeon web sh", `--transport "carrier-pigeon": is neither spdy nor websocket`},
+		{"attach back/side", "attach to container side (d300000000000): it is not running"},
+		{"port-forward front 99999", `port "99999": is not in 1 to 65535`},
+		{"port-forward front x:80", `local port "x": is not in 0 to 65535`},
+		{"port-forward front", "port-forward takes a pod and its ports: see `berth port-forward --help`"},
 		{"exec web", "exec takes a container and a command: see `berth exec --help`"},
 		{"stats", "stats: "},
 		{"pods -o xml", `output "xml" is not one of table, wide, json, yaml`},
@@ -249,7 +254,7 @@ func TestExecHandsOnOutputAndExitCode(t *testing.T) {
 	}
 	want := outcome{17, "out\n", "ls: /x\n"}
 	for _, timeout := range []string{"5s", "5", "4500ms"} {
-		if got := f.berth(t, "exec", "--timeout", timeout, "front/web", "ls", "-t", "/x"); got != want {
+		if got := f.berth(t, "exec", "--sync", "--timeout", timeout, "front/web", "ls", "-t", "/x"); got != want {
 			t.Errorf("--timeout %s: got %+v, want %+v", timeout, got, want)
 		}
 	}

@@ -70,6 +70,8 @@ func (p *Pod) Container(c *corev1.Container, f ContainerFacts) (*runtimeapi.Cont
 		Labels:      labels,
 		Annotations: maps.Clone(p.Annotations),
 		LogPath:     LogPath(c.Name, f.Attempt),
+		Stdin:       c.Stdin,
+		StdinOnce:   c.StdinOnce,
 		Tty:         c.TTY,
 		StopSignal:  signal,
 		Linux:       &runtimeapi.LinuxContainerConfig{Resources: resources, SecurityContext: security},

@@ -58,7 +58,6 @@ var rules = func() map[string]rule {
 		"spec.containers[].livenessProbe":    {warned, noProbes, nil},
 		"spec.containers[].readinessProbe":   {warned, noProbes, nil},
 		"spec.containers[].startupProbe":     {warned, noProbes, nil},
-		"spec.containers[].stdin":            {warned, "streaming comes with a later release: nobody can attach, so it reads nothing", []any{false}},
 		"spec.containers[].resources.claims": {refused, "dynamic resources need an API server", nil},
 
 		"spec.containers[].lifecycle.postStart":              {warned, noHooks, nil},
@@ -82,8 +81,8 @@ var rules = func() map[string]rule {
 	add(honoured, "spec.securityContext.", "runAsUser runAsGroup runAsNonRoot supplementalGroups supplementalGroupsPolicy fsGroup sysctls seccompProfile appArmorProfile seLinuxOptions")
 	add(harmless, "spec.securityContext.", "fsGroupChangePolicy seLinuxChangePolicy")
 	add(honoured, "spec.volumes[].", "name hostPath emptyDir.medium")
-	add(honoured, "spec.containers[].", "name image imagePullPolicy command args workingDir env ports tty resources.limits resources.requests lifecycle.stopSignal")
-	add(harmless, "spec.containers[].", "stdinOnce resizePolicy")
+	add(honoured, "spec.containers[].", "name image imagePullPolicy command args workingDir env ports stdin stdinOnce tty resources.limits resources.requests lifecycle.stopSignal")
+	add(harmless, "spec.containers[].", "resizePolicy")
 	add(inside, "spec.containers[].", "resources lifecycle volumeMounts securityContext")
 	add(honoured, "spec.containers[].volumeMounts[].", "name readOnly mountPath subPath mountPropagation")
 	add(honoured, "spec.containers[].securityContext.", "capabilities privileged runAsUser runAsGroup runAsNonRoot readOnlyRootFilesystem allowPrivilegeEscalation procMount seccompProfile appArmorProfile seLinuxOptions")
