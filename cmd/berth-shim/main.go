@@ -24,6 +24,7 @@ var version = "dev"
 
 const usage = `usage: berth-shim serve --dir DIR   serve a pod; descriptors 3 and 4 are listening unix sockets
        berth-shim pause             be PID 1 of a shared PID namespace
+       berth-shim env COMMAND       run a command with the environment that comes encoded
        berth-shim --version
 `
 
@@ -37,6 +38,10 @@ func run(args []string) int {
 	case len(args) == 1 && args[0] == "pause":
 		shim.Pause()
 		return 0
+	case len(args) > 0 && args[0] == "env":
+		code, err := shim.Env(args[1:])
+		fmt.Fprintln(os.Stderr, "berth-shim env:", err)
+		return code
 	case len(args) > 0 && args[0] == "serve":
 		dir, ok := dirFlag(args[1:])
 		if !ok {

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -81,9 +80,6 @@ func validEnv(i int, kv *runtimeapi.KeyValue) error {
 		return invalid(field, "key %q has a character that no key can have", kv.GetKey())
 	case bytes.IndexByte(kv.GetValue(), 0) >= 0:
 		return invalid(field, "the value of %s has a NUL", kv.GetKey())
-	case !utf8.Valid(kv.GetValue()):
-		// config.json is JSON: other bytes would arrive as replacement characters.
-		return notYet(field, "the value of "+kv.GetKey()+" is not UTF-8")
 	}
 	return nil
 }

@@ -61,6 +61,9 @@ func ExecProcess(s *specs.Spec, cmd []string, tty bool, width, height uint16) (*
 	}
 	p := *s.Process
 	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
+	if carriesRaw(s.Process) {
+		p.Args = append([]string{rawEnvProgram, "env"}, cmd...)
+	}
 	if tty && width != 0 && height != 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}

@@ -128,6 +128,9 @@ func Generate(in Input) (*specs.Spec, error) {
 		Version: ociVersion, Root: &specs.Root{Path: in.Paths.Rootfs, Readonly: sc.GetReadonlyRootfs()},
 		Process: process, Mounts: mounts, Linux: linux, Annotations: annotations(in),
 	}
+	if err := carryRaw(s, in.Paths); err != nil {
+		return nil, err
+	}
 	if sc.GetPrivileged() {
 		return s, nil
 	}
