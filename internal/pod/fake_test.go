@@ -221,7 +221,11 @@ func (f fakeHost) Unpin(path string) error {
 	}
 	return f.drop("pidns", idOf(path))
 }
-func (f fakeHost) CgroupExists(string) (bool, error) { return false, nil }
+func (f fakeHost) CgroupExists(p string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held["cgroup "+idOf(p)], nil
+}
 func (f fakeHost) CreateCgroup(_ context.Context, p string) error {
 	return f.hold("cgroup", idOf(p))
 }

@@ -141,6 +141,40 @@ func TestStopAndRemoveAreIdempotent(t *testing.T) {
 	n.mustBeEmpty(t)
 }
 
+func TestACgroupOfSeveralPodsGoesWithTheLast(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	n := newNode(t, w, dir)
+	run := func(uid string) string {
+		t.Helper()
+		c := podConfig()
+		c.Metadata.Uid, c.Linux.CgroupParent = uid, "/shared"
+		id, err := n.RunSandbox(t.Context(), c, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	exists := func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.held["cgroup /shared"] }
+	first, second := run("1"), run("2")
+	if err := n.RemoveSandbox(t.Context(), first); err != nil || !exists() {
+		t.Fatalf("the first pod took the cgroup of the second along: %v", err)
+	}
+	third := run("3")
+	var gone sync.WaitGroup
+	for _, id := range []string{second, third} {
+		gone.Go(func() {
+			if err := n.RemoveSandbox(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	gone.Wait()
+	if exists() {
+		t.Error("the cgroup is left")
+	}
+	n.mustBeEmpty(t)
+}
+
 func TestAnExitKeepsItsCodeAndTime(t *testing.T) {
 	n, s, c := running(t)
 	n.w.mu.Lock()

@@ -38,6 +38,9 @@ type Sandbox struct {
 	plan   *step.Plan
 	log    *slog.Logger
 
+	// leftCgroup: it has decided about its cgroup parent, and does not take it over any more. Guarded by Manager.cgroups.
+	leftCgroup bool
+
 	status atomic.Pointer[SandboxStatus]
 	// feed is what statuses are published through, the containers' too.
 	feed *feed
