@@ -61,6 +61,7 @@ type Runtime struct {
 	handlers map[string]Handler
 	fallback string // the handler that answers to ""
 	cgroups  *cgroup.Hierarchies
+	moves    cgroup.Anticipation
 	log      *slog.Logger
 
 	probing singleflight.Group // by binary and question

@@ -202,6 +202,7 @@ const maxLaunches = 16
 func (s *Shim) launchSlot(ctx context.Context) (release func(), err error) {
 	select {
 	case s.launches <- struct{}{}:
+		s.runtime.moves.Begin(s.runtime.cgroups)
 		return func() { <-s.launches }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)

@@ -184,6 +184,7 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 	if err != nil {
 		return translate("create", t.ID, err)
 	}
+	s.runtime.moves.Begin(s.runtime.cgroups) // Start follows, and with it the container's init into its cgroup
 	options, err := proto.Marshal(&shimpb.CreateOptions{
 		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native,
 		LogPath: t.LogPath, LogFolder: t.LogFolder, Stdin: t.Stdin, StdinOnce: t.StdinOnce, Deferred: true,
