@@ -398,13 +398,13 @@ func (c *Container) signal(ctx context.Context, signal int, all bool) error {
 	return err
 }
 
-// end kills the container if it runs and waits until what it held to run is free.
-func (c *Container) end(ctx context.Context) error {
-	c.patience.shorten(time.Now())
-	if err := c.ops.do(ctx, "StopContainer", c.stop); err != nil {
-		return err
+// halt kills the container if it runs, and waits until it has ended: not until what it held to run is free.
+func (c *Container) halt(ctx context.Context) error {
+	if c.facts().state() == runtimeapi.ContainerState_CONTAINER_EXITED {
+		return nil
 	}
-	return c.ops.do(ctx, "settle", c.settle)
+	c.patience.shorten(time.Now())
+	return c.ops.do(ctx, "StopContainer", c.stop)
 }
 
 // RemoveContainer removes a container, by force if it runs. It is idempotent; unknown is success.

@@ -273,7 +273,7 @@ func (s *Sandbox) settleVerdict(ctx context.Context, v verdict) error {
 	}
 	// A reboot took the namespaces; plugins still hold addresses. The kubelet would release them with
 	// its StopPodSandbox, but pods of a drained node may never be asked for again.
-	return s.ops.do(ctx, "release", func(ctx context.Context) error { return s.plan.DownTo(ctx, s.allButState()...) })
+	return s.ops.do(ctx, "release", func(ctx context.Context) error { return s.plan.DownTo(ctx, s.allBut(stepState)...) })
 }
 
 func (s *Sandbox) rollBack(ctx context.Context) error {

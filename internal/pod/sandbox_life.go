@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -214,16 +215,39 @@ func (s *Sandbox) stop(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.eachContainer(func(c *Container) error { return c.end(ctx) }); err != nil {
+	if err := s.eachContainer(func(c *Container) error { return c.halt(ctx) }); err != nil {
+		return err
+	}
+	if err := s.settle(ctx); err != nil {
 		return err
 	}
 	s.toldStopped(ctx)
 	s.m.ended(s.ID)
-	if err := s.plan.DownTo(ctx, s.allButState()...); err != nil {
+	if err := s.plan.DownTo(ctx, s.allBut(stepState)...); err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "sandbox is stopped")
 	return nil
+}
+
+// settle frees what the containers, none of which runs any more, held to run. The network goes at the same time, as its plugins mostly wait for the
+// kernel; but not before hooks that may want it have been told of the end of everything.
+func (s *Sandbox) settle(ctx context.Context) error {
+	settle := func() error {
+		return s.eachContainer(func(c *Container) error { return c.ops.do(ctx, "settle", c.settle) })
+	}
+	if s.m.hooks() != nil {
+		return settle()
+	}
+	var g errgroup.Group
+	var detached error
+	g.Go(func() error { detached = s.plan.DownTo(ctx, stepNetwork); return nil })
+	err := settle()
+	if err == nil { // the rest that stands on no network
+		err = s.plan.DownTo(ctx, s.allBut(stepState, stepNetwork, stepNamespaces)...)
+	}
+	_ = g.Wait() // its error is detached
+	return errors.Join(err, detached)
 }
 
 // toldStopped tells of the end of a sandbox that was ready, once its containers have ended and while it still has what it was made of:
@@ -243,10 +267,10 @@ func (s *Sandbox) holdsMoreThanState() bool {
 	return false
 }
 
-func (s *Sandbox) allButState() []string {
+func (s *Sandbox) allBut(some ...string) []string {
 	var names []string
 	for _, st := range s.plan.Steps {
-		if st.Name != stepState {
+		if !slices.Contains(some, st.Name) {
 			names = append(names, st.Name)
 		}
 	}
