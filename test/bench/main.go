@@ -37,6 +37,8 @@ type plan struct {
 	sequential, parallel, dense, execs, pulls int
 	// shrink divides the size of the images to pull.
 	shrink int
+	// huge adds a pull of one layer of 2 GB.
+	huge   bool
 	bin    string
 	socket string
 }
@@ -52,6 +54,8 @@ func main() {
 	flag.IntVar(&p.rounds, "rounds", p.rounds, "how often each runtime has its turn")
 	flag.IntVar(&p.sequential, "n", p.sequential, "pods one after another")
 	flag.IntVar(&p.parallel, "pods", p.parallel, "pods side by side, and at rest")
+	flag.IntVar(&p.pulls, "pulls", p.pulls, "pulls of each shape of image in a turn, each of a new image")
+	flag.BoolVar(&p.huge, "huge", false, "pull one layer of 2 GB, too: wants 4 GB of memory and 10 GB of disk")
 	flag.StringVar(&p.socket, "socket", "", "measure the runtime that serves this socket instead of starting any")
 	flag.Parse()
 	p.dense = p.parallel

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,11 +20,35 @@ import (
 type imageSet struct {
 	*registry.Server
 	busybox, pause string
-	// big are the images of the part pull, by name.
+	// big are the images of the part pull.
 	big []bigImage
 }
 
-type bigImage struct{ name, ref string }
+// bigImage is a shape that images have. There is one image for each repetition: what was pulled before would be found there, in the
+// page cache or in the content store, even after its removal.
+type bigImage struct {
+	name string
+	refs []string
+}
+
+// shape is layers of so many files with so many bytes each.
+type shape struct {
+	repo                string
+	layers, files, size int
+}
+
+// shapes are what real images look like: many small files, large ones, one huge layer, many layers.
+func shapes(p plan) []shape {
+	all := []shape{
+		{"files", 4, 5000 / p.shrink, 10000},
+		{"blobs", 8, 32 / p.shrink, 1 << 20},
+		{"many", 60, max(1, 20/p.shrink), 10000},
+	}
+	if p.huge {
+		all = append(all, shape{"huge", 1, 2048 / p.shrink, 1 << 20})
+	}
+	return all
+}
 
 func prepareImages(p plan) (*imageSet, error) {
 	server, err := registry.New()
@@ -61,35 +86,42 @@ func (s *imageSet) fill(p plan) error {
 		return nil
 	}
 	fmt.Fprintln(os.Stderr, "making images to pull")
-	for _, b := range []struct {
-		repo                string
-		layers, files, size int
-	}{
-		{"files", 4, 5000 / p.shrink, 10000},
-		{"blobs", 8, 32 / p.shrink, 1 << 20},
-	} {
-		var layers []registry.Tree
-		for i := range b.layers {
-			layers = append(layers, registry.Files(fmt.Sprintf("l%d", i), b.files, b.size, uint64(i)))
+	for _, shape := range shapes(p) {
+		b := bigImage{name: fmt.Sprintf("pull %d layers, %d files, %d MB", shape.layers, shape.layers*shape.files, shape.layers*shape.files*shape.size/1000000)}
+		for i := range p.pulls {
+			ref, err := s.push(shape, i)
+			if err != nil {
+				return err
+			}
+			b.refs = append(b.refs, ref)
 		}
-		im, err := registry.Build(registry.Spec{Layers: layers})
-		if err != nil {
-			return err
-		}
-		ref, _, err := s.Push(b.repo+":1", im)
-		if err != nil {
-			return err
-		}
-		s.big = append(s.big, bigImage{fmt.Sprintf("pull %d layers, %d files, %d MB", b.layers, b.layers*b.files, b.layers*b.files*b.size/1000000), ref})
+		s.big = append(s.big, b)
 	}
 	return nil
 }
 
+// push makes the n-th image of a shape; it shares no layer with another.
+func (s *imageSet) push(shape shape, n int) (string, error) {
+	var layers []registry.Tree
+	for i := range shape.layers {
+		layers = append(layers, registry.Files(fmt.Sprintf("l%d", i), shape.files, shape.size, uint64(n)<<32|uint64(i)))
+	}
+	im, err := registry.Build(registry.Spec{Layers: layers})
+	if err != nil {
+		return "", err
+	}
+	ref, _, err := s.Push(fmt.Sprintf("%s:%d", shape.repo, n), im)
+	return ref, err
+}
+
+// settling is how long a runtime may go on after a removal, with garbage collection, before the next pull.
+const settling = 2 * time.Second
+
 // pull gets each big image and removes it again.
 func (r *rig) pull(ctx context.Context) error {
 	for _, b := range r.images.big {
-		for range r.pulls {
-			spec := &cri.ImageSpec{Image: b.ref}
+		for _, ref := range b.refs {
+			spec := &cri.ImageSpec{Image: ref}
 			err := r.cpu(b.name+": CPU", 1, func() error {
 				_, err := r.timed(b.name, func() error {
 					_, err := r.d.Images.PullImage(ctx, &cri.PullImageRequest{Image: spec})
@@ -97,13 +129,14 @@ func (r *rig) pull(ctx context.Context) error {
 				})
 				return err
 			})
-			_, removeErr := r.timed("remove what took "+b.name, func() error {
+			_, removeErr := r.timed("RemoveImage after "+b.name, func() error {
 				_, err := r.d.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: spec})
 				return err
 			})
 			if err := errors.Join(err, removeErr); err != nil {
 				return err
 			}
+			time.Sleep(settling)
 		}
 	}
 	return nil
