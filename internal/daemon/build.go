@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-run/berth/internal/config"
@@ -237,7 +238,11 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 	if err != nil {
 		return facts, err
 	}
-	return spec.Host{CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
+	controllers, err := h.Controllers()
+	if err != nil {
+		return facts, err
+	}
+	return spec.Host{NoHugePages: !slices.Contains(controllers, "hugetlb"), CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
 		AppArmor: host.AppArmor(), SELinux: host.SELinux()}, nil
 }
 

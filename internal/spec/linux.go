@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"fmt"
 	"os"
 	"slices"
 
@@ -26,6 +27,11 @@ func linuxSection(in Input) (*specs.Linux, error) {
 	}
 	if err := checkSELinux(sc, in.Host); err != nil {
 		return nil, err
+	}
+	for i, h := range asked.GetHugepageLimits() {
+		if h.GetLimit() > 0 && in.Host.NoHugePages {
+			return nil, invalid(fmt.Sprintf("linux.resources.hugepage_limits[%d]", i), "%s: this node's cgroups have no hugetlb controller", h.GetPageSize())
+		}
 	}
 	ns, err := namespaces(in)
 	if err != nil {

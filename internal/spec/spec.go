@@ -79,6 +79,8 @@ type Host struct {
 	Hostname string
 	// CgroupV2: only the unified hierarchy is mounted.
 	CgroupV2 bool
+	// NoHugePages: no cgroup controller limits huge pages here.
+	NoHugePages bool
 	// Capabilities that the daemon may hand on: its bounding set.
 	Capabilities []string
 	// OOMScoreFloor is the lowest oom_score_adj that can be set; above -1000 without CAP_SYS_RESOURCE.
