@@ -246,6 +246,9 @@ func (f *fakeShim) serveStdio() {
 			continue
 		}
 		f.mu.Lock()
+		if old := f.streams[header]; old != nil { // the lease of an earlier exec of this ID
+			old.Close()
+		}
 		f.streams[header] = conn
 		f.mu.Unlock()
 	}

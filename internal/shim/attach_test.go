@@ -271,3 +271,56 @@ func TestAnExecEndsWithItsLease(t *testing.T) {
 	lease.Close()
 	s.eventually("the descriptors to be closed", func() bool { return len(s.fds()) <= before })
 }
+
+func TestALostClientsInputHasNoEnd(t *testing.T) {
+	s := startShim(t)
+	id := s.run(testContainer{script: "sleep 1000"})
+	const script = "cat >/tmp/got; echo whole >/tmp/got"
+	for name, c := range map[string]struct {
+		lost bool
+		want string
+	}{"lost": {true, "part"}, "ended": {false, "whole\n"}} {
+		s.counter++
+		exec := fmt.Sprintf("e%d", s.counter)
+		var conns []*net.UnixConn
+		for _, stream := range []shimapi.Stream{shimapi.Lease, shimapi.Stdout, shimapi.Stdin} {
+			conn, err := s.stream(id, exec, stream)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+		}
+		_, err := s.shim.Exec(s.ctx, &shimpb.ExecRequest{Id: id, ExecId: exec, Stdin: true, Stdout: true, Lease: true,
+			Process: mustJSON(s, s.process(false, "sh", "-c", script))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := func() string { // where the container's /tmp is
+			e := s.exec(id, false, "cat /tmp/got")
+			out := s.receive(e.stdout, 5*time.Second)
+			s.wait(id, e.id)
+			s.deleteExec(id, e)
+			return out
+		}
+		conns[2].Write([]byte("part"))
+		s.eventually("the input to arrive", func() bool { return got() == "part" })
+		if c.lost {
+			for _, conn := range []*net.UnixConn{conns[2], conns[1], conns[0]} {
+				conn.Close()
+			}
+			s.eventually("the exec to be ended", func() bool {
+				_, err := s.task.State(s.ctx, &taskpb.StateRequest{Id: id, ExecId: exec})
+				return err != nil
+			})
+		} else {
+			conns[2].CloseWrite()
+			s.wait(id, exec)
+		}
+		if out := got(); out != c.want {
+			t.Errorf("%s: the file has %q, want %q", name, out, c.want)
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+	}
+}

@@ -241,7 +241,11 @@ func (e *exec) wire(s *stdio, terminal *os.File) {
 		e.process.addPumps(startPump(&pump{source: output, sink: to, tty: terminal != nil, last: true}))
 	}
 	if conn := e.takeClient(0); conn != nil {
-		e.process.addPumps(startPump(&pump{source: conn, sink: &stdinSink{stdin: stdin, keep: terminal != nil}, last: true}))
+		sink := &stdinSink{stdin: stdin, keep: terminal != nil}
+		if e.lease != nil {
+			sink.client, sink.ended, sink.aborted = conn, e.process.exited, make(chan struct{})
+		}
+		e.process.addPumps(startPump(&pump{source: conn, sink: sink, last: true}))
 	}
 }
 

@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/sock"
 )
 
 const (
@@ -220,6 +223,12 @@ func (s *clientSink) abort() { _ = s.conn.SetWriteDeadline(time.Unix(1, 0)) } //
 type stdinSink struct {
 	stdin *os.File
 	keep  bool
+	// Of an exec with a lease: a client that is gone has not ended its input, so the process must not take half of it for all.
+	// It gets its end of file only when it has been ended, or abort is called.
+	client  *net.UnixConn // nil: no lease
+	ended   <-chan struct{}
+	aborted chan struct{}
+	once    sync.Once
 }
 
 func (s *stdinSink) put(p []byte) error {
@@ -231,12 +240,24 @@ func (s *stdinSink) flush() {}
 func (s *stdinSink) hurry() {}
 
 func (s *stdinSink) close() {
-	if !s.keep {
-		s.stdin.Close()
+	if s.keep {
+		return
 	}
+	if s.client != nil && sock.HungUp(s.client) {
+		select {
+		case <-s.ended:
+		case <-s.aborted:
+		}
+	}
+	s.stdin.Close()
 }
 
-func (s *stdinSink) abort() { _ = s.stdin.SetWriteDeadline(time.Unix(1, 0)) } // a closed one needs none
+func (s *stdinSink) abort() {
+	if s.client != nil {
+		s.once.Do(func() { close(s.aborted) })
+	}
+	_ = s.stdin.SetWriteDeadline(time.Unix(1, 0)) // a closed one needs none
+}
 
 // discard is the sink of an output that nobody asked for.
 type discard struct{}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"strings"
@@ -147,6 +148,46 @@ func TestPortForward(t *testing.T) {
 	})
 }
 
+func TestAResetEndsItsOwnConnectionOnly(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	p := k.RunPod(k.PodConfig("reset"))
+	port := serveInPod(t, p, "127.0.0.1", func(conn *net.TCPConn) {
+		var first [1]byte
+		if _, err := io.ReadFull(conn, first[:]); err == nil && first[0] == 'r' {
+			conn.SetLinger(0)
+			return
+		}
+		echo(conn)
+	})
+	eachTransport(t, k, func(t *testing.T, k *kubelet.Kubelet, tr kubelet.Transport) {
+		f, err := (&kubelet.Pod{Kubelet: k, ID: p.ID, Config: p.Config}).Forward(tr, port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		long := dialLocal(t, f)
+		defer long.Close()
+		fmt.Fprint(long, "e")
+		for i := range 100 {
+			conn := dialLocal(t, f)
+			fmt.Fprint(conn, "r"+strings.Repeat("x", 100000)) // much of which nobody reads
+			if i%2 == 0 {
+				conn.SetLinger(0)
+			} else if got, _ := io.ReadAll(conn); len(got) > 0 {
+				t.Errorf("a connection that was reset brought %d bytes", len(got))
+			}
+			conn.Close()
+		}
+		fmt.Fprint(long, "still there")
+		long.CloseWrite()
+		if got, err := io.ReadAll(long); err != nil || string(got) != "still there" {
+			t.Errorf("the connection beside them: %q, %v", got, err)
+		}
+		f.Stop()
+	})
+}
+
 func TestPortForwardToAPodOnTheHostsNetwork(t *testing.T) {
 	t.Parallel()
 	k := node(t, daemon.Spec{})
@@ -182,4 +223,41 @@ func TestPortForwardToAPodOnTheHostsNetwork(t *testing.T) {
 	f.Stop()
 	_, err = k.D.Runtime.PortForward(k.Ctx(), &cri.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{70000}})
 	wantError(t, err, invalid, "70000")
+}
+
+// TestMuchThroughAPortForward downloads BERTH_TEST_STREAM_MIB through the session and beside it.
+func TestMuchThroughAPortForward(t *testing.T) {
+	k := node(t, daemon.Spec{})
+	p := k.RunPod(k.PodConfig("much"))
+	mib := size(t, "BERTH_TEST_STREAM_MIB", 64)
+	source := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{}), int64(mib)<<20) }
+	want := sha256.New()
+	if _, err := io.Copy(want, source()); err != nil {
+		t.Fatal(err)
+	}
+	port := serveInPod(t, p, "127.0.0.1", func(conn *net.TCPConn) { io.Copy(conn, source()) })
+	direct := serveInPod(t, p, p.IP(), func(conn *net.TCPConn) { io.Copy(conn, source()) })
+	fetch := func(what, address string) {
+		begin, got := time.Now(), sha256.New()
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		n, err := io.Copy(got, conn)
+		if err != nil || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+			t.Errorf("%s: %d bytes, %v", what, n, err)
+		}
+		t.Logf("%s: %d MiB in %s", what, mib, time.Since(begin).Round(time.Millisecond))
+	}
+	fetch("direct", net.JoinHostPort(p.IP(), fmt.Sprint(direct)))
+	eachTransport(t, k, func(t *testing.T, k *kubelet.Kubelet, tr kubelet.Transport) {
+		f, err := (&kubelet.Pod{Kubelet: k, ID: p.ID, Config: p.Config}).Forward(tr, port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fetch(string(tr), f.Local)
+		f.Stop()
+		t.Logf("daemon %.1f MiB", resident(t, k.D.PID()))
+	})
 }
