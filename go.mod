@@ -54,7 +54,7 @@ require github.com/moby/profiles/apparmor v0.1.0
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/intel/goresctrl v0.14.0
-	github.com/prometheus/client_golang v1.24.1 // indirect
+	github.com/prometheus/client_golang v1.24.1
 	github.com/prometheus/client_model v0.6.2 // indirect
 	github.com/prometheus/common v0.70.1 // indirect
 	github.com/prometheus/procfs v0.21.1 // indirect

@@ -221,7 +221,41 @@ func validateTogether(c *Config) Problems {
 	if len(c.NRI.RequiredPlugins) > 0 && !c.NRI.Enable {
 		found = append(found, Problem{Key: "nri.required_plugins", Text: "are required, but nri.enable is false"})
 	}
-	return append(found, validateStreaming(c.Streaming)...)
+	return append(append(found, validateStreaming(c.Streaming)...), validateMetrics(c.Metrics)...)
+}
+
+const unixPrefix = "unix://"
+
+// metricsAddress takes IP:PORT or unix:///path.
+func metricsAddress(v any) error {
+	s := v.(string)
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		return socket(path)
+	}
+	if _, err := netip.ParseAddrPort(s); err != nil {
+		return fmt.Errorf("%q is neither IP:PORT nor unix:///PATH", s)
+	}
+	return nil
+}
+
+// validateMetrics keeps metrics from strangers, and what is for debugging from everybody but root.
+func validateMetrics(m Metrics) Problems {
+	var found Problems
+	onSocket := strings.HasPrefix(m.Address, unixPrefix)
+	switch at, err := netip.ParseAddrPort(m.Address); {
+	case (m.CertFile == "") != (m.KeyFile == ""):
+		found = append(found, Problem{Key: "metrics.cert_file", Text: "and metrics.key_file go together"})
+	case m.CertFile == "" && m.ClientCAFile != "":
+		found = append(found, Problem{Key: "metrics.client_ca_file", Text: "needs metrics.cert_file and metrics.key_file"})
+	case m.CertFile != "" && onSocket:
+		found = append(found, Problem{Key: "metrics.cert_file", Text: "makes no sense with a unix socket"})
+	case m.CertFile == "" && err == nil && !at.Addr().IsLoopback():
+		found = append(found, Problem{Key: "metrics.address", Text: fmt.Sprintf("%q is not a loopback address: set metrics.cert_file and metrics.key_file", m.Address)})
+	}
+	if m.Debug && !onSocket && m.ClientCAFile == "" {
+		found = append(found, Problem{Key: "metrics.debug", Text: "needs a unix socket as metrics.address, or metrics.client_ca_file: else every user of the node could read the daemon's memory"})
+	}
+	return found
 }
 
 // validateStreaming keeps streams that anybody can read off the network.

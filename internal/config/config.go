@@ -42,6 +42,7 @@ type Config struct {
 	Cgroup    Cgroup
 	Exec      Exec
 	Streaming Streaming
+	Metrics   Metrics
 	NRI       NRI
 	CDI       CDI
 	QoS       QoS
@@ -136,6 +137,16 @@ type Streaming struct {
 	IdleTimeout     time.Duration
 	CreationTimeout time.Duration
 	MaxSessions     int
+}
+
+// Metrics says where Prometheus' metrics are served; an empty address: nowhere.
+type Metrics struct {
+	Address      string
+	CertFile     string
+	KeyFile      string
+	ClientCAFile string
+	// Debug serves profiles, state, operations in flight and the log level there, too.
+	Debug bool
 }
 
 // CDI says where devices of the Container Device Interface are described, and who may name them.

@@ -112,6 +112,17 @@ var keys = []key{
 	{path: "streaming.max_sessions", doc: "Sessions at the same time, and URLs that wait for their client (1 to 100000).",
 		at: func(c *Config, _ string) any { return &c.Streaming.MaxSessions }, check: between(1, 100000)},
 
+	{path: "metrics.address", doc: "Where metrics are served over HTTP: IP:PORT, or unix:///PATH for root only. Empty: nowhere.",
+		at: func(c *Config, _ string) any { return &c.Metrics.Address }, check: optional(metricsAddress)},
+	{path: "metrics.cert_file", doc: "Certificate (PEM), which makes it TLS; read for each connection. Empty: no TLS, for loopback addresses and sockets only.",
+		at: func(c *Config, _ string) any { return &c.Metrics.CertFile }, check: optional(folder)},
+	{path: "metrics.key_file", doc: "Key of the certificate (PEM).",
+		at: func(c *Config, _ string) any { return &c.Metrics.KeyFile }, check: optional(folder)},
+	{path: "metrics.client_ca_file", doc: "CAs (PEM), one of which must have signed a client's certificate. Empty: anyone may read.",
+		at: func(c *Config, _ string) any { return &c.Metrics.ClientCAFile }, check: optional(folder)},
+	{path: "metrics.debug", doc: "Also serve profiles, state, operations in flight and the log level; needs a unix socket or metrics.client_ca_file.",
+		at: func(c *Config, _ string) any { return &c.Metrics.Debug }, check: anything},
+
 	{path: "cdi.spec_dirs", doc: "Folders with descriptions of CDI devices; those of a later one count more. They may be missing.",
 		at: func(c *Config, _ string) any { return &c.CDI.SpecDirs }, check: folders},
 	{path: "cdi.annotations", doc: "Whether annotations cdi.k8s.io/* name CDI devices too, as kubelets before 1.28 need it: whoever makes a pod can then.",

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/cri"
 	"github.com/berth-run/berth/internal/cri/stream"
+	"github.com/berth-run/berth/internal/debug"
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/linux/cgroup/slice"
@@ -44,6 +45,8 @@ type parts struct {
 	pods    *pod.Manager
 	nri     *nri.NRI // nil: not enabled
 	stats   *stats.Collector
+	metrics *debug.Metrics // nil: not served
+	debug   *debug.Server  // nil: not served
 	calls   *telemetry.Calls
 	api     *cri.Server
 	streams *stream.Server
@@ -94,9 +97,10 @@ func (d *daemon) open(ctx context.Context) error {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
 	d.stats = stats.New(stats.Config{Cgroups: k.cgroups, Driver: driver, Log: d.log})
+	_, measured := d.observers()
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
 		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks,
-			Ended: d.stats.Forget}, d.log)
+			Observer: measured, Ended: d.stats.Forget}, d.log)
 	if d.streams, err = stream.New(d.streamConfig()); err != nil {
 		return err
 	}
@@ -168,6 +172,9 @@ func (d *daemon) close() error {
 	}
 	if d.nri != nil {
 		d.nri.Stop()
+	}
+	if d.debug != nil {
+		errs = append(errs, d.debug.Close())
 	}
 	if d.stats != nil {
 		d.stats.Close()

@@ -120,6 +120,9 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 			return err
 		}
 	}
+	if err := d.serveMetrics(r); err != nil {
+		return err
+	}
 	d.log.Info("serving", "socket", d.cfg.Socket, "version", d.flags.Version, "sandboxes", r.Sandboxes, "containers", r.Containers,
 		"adopted", r.Adopted, "exited_meanwhile", r.Exited, "orphans_swept", r.Swept, "recovery", r.Took, "start", time.Since(begin))
 	// The start has read much that is not needed again: what serves for weeks begins small.
@@ -146,7 +149,9 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 }
 
 func (d *daemon) newServer() *grpc.Server {
-	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls})
+	measured, _ := d.observers()
+	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls,
+		Observer: measured})
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream))
 	runtimeapi.RegisterRuntimeServiceServer(server, d.api)

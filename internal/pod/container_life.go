@@ -283,6 +283,9 @@ func (c *Container) finishFor(exit runtime.Exit, why string) {
 			r.Message = fmt.Sprintf("%d bytes of its output could not be written to the log", exit.LogBytesDropped)
 		}
 	})
+	if o := c.m.parts.Observer; o != nil && exit.LogBytesDropped > 0 {
+		o.LogDropped(exit.LogBytesDropped)
+	}
 	if err := c.ops.do(c.m.life, "settle", c.settle); err != nil && c.m.life.Err() == nil {
 		c.log.Warn("exited container is not cleaned up yet; its removal will try again", "error", err)
 	}

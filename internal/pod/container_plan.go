@@ -27,7 +27,7 @@ const (
 )
 
 func (c *Container) newPlan() *step.Plan {
-	return &step.Plan{Object: c.String(), Journal: c, Passing: func() { record.Pass(c.paths.record) }, Steps: []step.Step{
+	return &step.Plan{Object: c.String(), Journal: c, Timed: c.m.timed("container"), Passing: func() { record.Pass(c.paths.record) }, Steps: []step.Step{
 		{Name: stepBundle, Acquire: c.makeBundle, Release: c.removeBundle},
 		{Name: stepRootfs, After: []string{stepBundle}, Acquire: c.mountRootfs, Release: c.unmountRootfs},
 		{Name: stepTask, After: []string{stepRootfs}, Acquire: c.startTask, Release: c.removeTask},

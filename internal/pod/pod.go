@@ -56,6 +56,8 @@ type Parts struct {
 	Specs   Specs
 	// Hooks may be nil: nobody listens.
 	Hooks Hooks
+	// Observer may be nil: nobody measures.
+	Observer Observer
 	// Ended, if set, is told when a container has exited or a sandbox has stopped, perhaps more than once. It must not block.
 	Ended func(id string)
 }
@@ -104,6 +106,16 @@ func (m *Manager) Close(ctx context.Context) error {
 func (m *Manager) ended(id string) {
 	if m.parts.Ended != nil {
 		m.parts.Ended(id)
+	}
+}
+
+// timed hands what a plan measures to the observer.
+func (m *Manager) timed(object string) func(stage string, release bool, took time.Duration, err error) {
+	if m.parts.Observer == nil {
+		return nil
+	}
+	return func(stage string, release bool, took time.Duration, err error) {
+		m.parts.Observer.Stage(object, stage, release, took, err)
 	}
 }
 

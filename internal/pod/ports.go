@@ -109,6 +109,14 @@ type Host interface {
 	UnmountBelow(dir string) error
 }
 
+// Observer measures. Its methods must not block.
+type Observer interface {
+	// Stage tells how long a step of making or releasing an object ("sandbox" or "container") took.
+	Stage(object, stage string, release bool, took time.Duration, err error)
+	// LogDropped tells of output that a container's log did not take, once it has ended.
+	LogDropped(bytes uint64)
+}
+
 // NamespacePins are the files that a sandbox's namespaces are pinned at; empty: the host's namespace.
 type NamespacePins struct{ Net, IPC, UTS, User string }
 

@@ -63,7 +63,7 @@ func (s *Sandbox) newPlan() *step.Plan {
 		}
 		steps = append(steps, step.Step{Name: stepPause, After: after, Acquire: s.startPause, Release: s.stopPause})
 	}
-	return &step.Plan{Object: s.String(), Steps: steps, Journal: s, Passing: func() { record.Pass(s.paths.record) }}
+	return &step.Plan{Object: s.String(), Steps: steps, Journal: s, Timed: s.m.timed("sandbox"), Passing: func() { record.Pass(s.paths.record) }}
 }
 
 func (s *Sandbox) makeState(context.Context) error {

@@ -54,6 +54,8 @@ type Plan struct {
 	Steps  []Step
 	// Journal outlives the plan.
 	Journal Journal
+	// Timed, if set, is told how long each acquire and release took.
+	Timed func(step string, release bool, took time.Duration, err error)
 	// Passing is called before each acquire and after each release, where a crash leaves things half done: for tests that
 	// crash there. It may be nil.
 	Passing func()
@@ -153,14 +155,26 @@ func (p *Plan) Stage() string {
 
 func (p *Plan) acquire(ctx context.Context, s Step) error {
 	p.passing()
-	if err := s.Acquire(ctx); err != nil {
+	begin := time.Now()
+	err := s.Acquire(ctx)
+	p.timed(s.Name, false, begin, err)
+	if err != nil {
 		return &Error{p.Object, s.Name, "set up", err}
 	}
 	return nil
 }
 
+func (p *Plan) timed(step string, release bool, begin time.Time, err error) {
+	if p.Timed != nil {
+		p.Timed(step, release, time.Since(begin), err)
+	}
+}
+
 func (p *Plan) release(ctx context.Context, s Step) error {
-	if err := s.Release(ctx); err != nil {
+	begin := time.Now()
+	err := s.Release(ctx)
+	p.timed(s.Name, true, begin, err)
+	if err != nil {
 		return &Error{p.Object, s.Name, "release", err}
 	}
 	p.passing()

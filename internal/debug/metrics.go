@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package debug
+
+import (
+	"context"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Metrics counts what happens. No label takes its values from a request: there are as many series as methods, codes and stages.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	operations, errors *prometheus.CounterVec
+	latency, stages    *prometheus.HistogramVec
+	dropped            prometheus.Counter
+	recovery           prometheus.Gauge
+}
+
+// Buckets in seconds: a CRI call takes from a millisecond to the kubelet's four minutes.
+var buckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10, 30, 60, 120, 240}
+
+// NewMetrics makes them; version is Berth's own.
+func NewMetrics(version string) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry(),
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "container_runtime_cri_operations_total",
+			Help: "CRI calls by operation and gRPC code."}, []string{"operation", "code"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "container_runtime_cri_operations_errors_total",
+			Help: "CRI calls that failed, by operation and gRPC code."}, []string{"operation", "code"}),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "container_runtime_cri_operations_latency_seconds",
+			Help: "How long CRI calls took, by operation and gRPC code.", Buckets: buckets}, []string{"operation", "code"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_stage_duration_seconds",
+			Help:    "How long the stages of making (setup) and taking down (release) sandboxes and containers took.",
+			Buckets: buckets}, []string{"object", "stage", "action", "result"}),
+		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "berth_log_dropped_bytes_total",
+			Help: "Output of containers that could not be written to their logs; counted when a container ends."}),
+		recovery: prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_recovery_seconds", Help: "How long the recovery at the last start took."}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_build_info", Help: "Always 1; the labels say what runs.",
+		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()}})
+	build.Set(1)
+	m.registry.MustRegister(m.operations, m.errors, m.latency, m.stages, m.dropped, m.recovery, build, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Observe implements telemetry.Observer.
+func (m *Metrics) Observe(method string, code codes.Code, took time.Duration) {
+	m.operations.WithLabelValues(method, code.String()).Inc()
+	if code != codes.OK {
+		m.errors.WithLabelValues(method, code.String()).Inc()
+	}
+	if method != "GetContainerEvents" { // it takes as long as its subscriber likes
+		m.latency.WithLabelValues(method, code.String()).Observe(took.Seconds())
+	}
+}
+
+// Stage implements pod.Observer.
+func (m *Metrics) Stage(object, stage string, release bool, took time.Duration, err error) {
+	action, result := "setup", "ok"
+	if release {
+		action = "release"
+	}
+	if err != nil {
+		result = "error"
+	}
+	m.stages.WithLabelValues(object, stage, action, result).Observe(took.Seconds())
+}
+
+// LogDropped implements pod.Observer.
+func (m *Metrics) LogDropped(bytes uint64) { m.dropped.Add(float64(bytes)) }
+
+// Recovered notes how long the recovery took.
+func (m *Metrics) Recovered(took time.Duration) { m.recovery.Set(took.Seconds()) }
+
+// watch adds what is read when somebody asks.
+func (m *Metrics) watch(s Sources) { m.registry.MustRegister(watcher{s}) }
+
+type watcher struct{ Sources }
+
+var (
+	sandboxesDesc  = prometheus.NewDesc("berth_sandboxes", "Pod sandboxes by state.", []string{"state"}, nil)
+	containersDesc = prometheus.NewDesc("berth_containers", "Containers by state.", []string{"state"}, nil)
+	inFlightDesc   = prometheus.NewDesc("berth_operations_in_flight", "CRI calls that are not answered yet, without streams of events.", nil, nil)
+	oldestDesc     = prometheus.NewDesc("berth_operation_oldest_seconds", "Age of the oldest CRI call in flight, without streams of events.", nil, nil)
+	imagesDesc     = prometheus.NewDesc("berth_images", "Images.", nil, nil)
+	usedDesc       = prometheus.NewDesc("berth_image_filesystem_used_bytes", "What images take.", nil, nil)
+	availableDesc  = prometheus.NewDesc("berth_image_filesystem_available_bytes", "What the file system of the images has left.", nil, nil)
+	capacityDesc   = prometheus.NewDesc("berth_image_filesystem_capacity_bytes", "Size of the file system of the images.", nil, nil)
+	inodesDesc     = prometheus.NewDesc("berth_image_filesystem_inodes_free", "Inodes that the file system of the images has left.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (watcher) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{sandboxesDesc, containersDesc, inFlightDesc, oldestDesc, imagesDesc, usedDesc, availableDesc, capacityDesc, inodesDesc} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (w watcher) Collect(to chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	ready, notReady := 0, 0
+	for _, s := range w.Pods.Sandboxes() {
+		if s.Ready {
+			ready++
+		} else {
+			notReady++
+		}
+	}
+	gauge(sandboxesDesc, float64(ready), "ready")
+	gauge(sandboxesDesc, float64(notReady), "notready")
+	states := map[runtimeapi.ContainerState]int{}
+	for _, c := range w.Pods.Containers() {
+		states[c.State]++
+	}
+	for state, name := range map[runtimeapi.ContainerState]string{runtimeapi.ContainerState_CONTAINER_CREATED: "created",
+		runtimeapi.ContainerState_CONTAINER_RUNNING: "running", runtimeapi.ContainerState_CONTAINER_EXITED: "exited"} {
+		gauge(containersDesc, float64(states[state]), name)
+	}
+	n, oldest := 0, time.Duration(0)
+	for _, c := range w.Calls.List() {
+		if c.Method != "GetContainerEvents" {
+			n++
+			oldest = max(oldest, time.Since(c.Since))
+		}
+	}
+	gauge(inFlightDesc, float64(n))
+	gauge(oldestDesc, oldest.Seconds())
+	gauge(imagesDesc, float64(len(w.Images())))
+	info, err := w.FSInfo(context.Background())
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(availableDesc, err)
+		return
+	}
+	gauge(usedDesc, float64(info.UsedBytes))
+	gauge(availableDesc, float64(info.AvailableBytes))
+	gauge(capacityDesc, float64(info.CapacityBytes))
+	gauge(inodesDesc, float64(info.InodesFree))
+}
