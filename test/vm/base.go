@@ -35,7 +35,7 @@ var debian = recipe{
 	Suite: "trixie", Mirror: "http://deb.debian.org/debian",
 	Packages: []string{
 		"systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iptables", "busybox-static", "apparmor", "criu", "crun",
-		"linux-image-cloud-amd64", "initramfs-tools", "procps", "e2fsprogs",
+		"linux-image-cloud-amd64", "initramfs-tools", "procps", "e2fsprogs", "sudo", // the CRI validation suite loads AppArmor profiles through sudo
 	},
 	Remove: []string{"/var/cache/apt/*", "/var/lib/apt/lists/*", "/etc/apparmor.d/[a-zA-Z0-9]*", "/usr/share/doc/*", "/usr/share/locale/*"},
 	Mask: []string{
