@@ -49,7 +49,10 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 )
 
-require github.com/moby/profiles/apparmor v0.1.0
+require (
+	github.com/erofs/go-erofs v0.3.1
+	github.com/moby/profiles/apparmor v0.1.0
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -72,6 +72,8 @@ type Registry struct {
 
 // Images says how the node keeps images.
 type Images struct {
+	// Snapshotter is the form in which new layers are kept: "auto", "erofs" or "overlayfs".
+	Snapshotter string
 	// KeepLayers keeps compressed layers after they are unpacked.
 	KeepLayers bool
 	// Sync makes a pull wait until the disk has all of the image.
@@ -204,7 +206,7 @@ func base() *Config {
 			MaxConcurrentDownloads: 4,
 			StallTimeout:           60 * time.Second,
 		},
-		Images:    Images{Sync: true, Pinned: []string{}},
+		Images:    Images{Snapshotter: "auto", Sync: true, Pinned: []string{}},
 		Runtimes:  map[string]*Runtime{"runc": newRuntime()},
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},

@@ -64,6 +64,8 @@ var keys = []key{
 	{path: "registry.stall_timeout", doc: "A download that brings no byte for this long is given up and tried again.",
 		at: func(c *Config, _ string) any { return &c.Registry.StallTimeout }, check: lasting(time.Second, time.Hour)},
 
+	{path: "images.snapshotter", doc: "How layers are kept that are pulled from now on. erofs: one EROFS file each; overlayfs: folders; auto: erofs where the kernel mounts files (Linux 6.12).",
+		at: func(c *Config, _ string) any { return &c.Images.Snapshotter }, check: oneOf("auto", "erofs", "overlayfs")},
 	{path: "images.keep_layers", doc: "Keep compressed layers after they are unpacked: export is exact then, and an image takes up to half as much space again.",
 		at: func(c *Config, _ string) any { return &c.Images.KeepLayers }, check: anything},
 	{path: "images.sync", doc: "Wait until the disk has all of an image before it is used; false: quicker, but a power cut can leave empty files in it.",

@@ -96,11 +96,13 @@ func benchOpen(b *testing.B, change func(*Config)) *Store {
 // BenchmarkPull is 4 layers with 20,000 files and 200 MB together, a new store each time.
 func BenchmarkPull(b *testing.B) {
 	ref := benchRegistry(b, bigImage(b, 4, 5000, 10_000))
-	for kind, skip := range map[string]bool{"sync": false, "nosync": true} {
+	for _, kind := range []string{erofsForm, overlayfs, erofsForm + " without sync", overlayfs + " without sync"} {
 		b.Run(kind, func(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
-				s := benchOpen(b, func(c *Config) { c.SkipSync = skip })
+				s := benchOpen(b, func(c *Config) {
+					c.Snapshotter, _, c.SkipSync = strings.Cut(kind, " ")
+				})
 				b.StartTimer()
 				if _, err := s.Pull(b.Context(), PullRequest{Ref: ref}); err != nil {
 					b.Fatal(err)

@@ -5,8 +5,10 @@ package image
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -21,8 +23,12 @@ const (
 
 // chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
 type chain struct {
-	links []string // names of the layers in the folder of links, topmost first
-	users int
+	folders []string // of the layers, topmost first
+	links   []string // their names in the folder of links
+	users   int
+
+	mu     sync.Mutex // guards what follows; held while layers are mounted
+	lowers []*lower   // open layers, where one of them is an EROFS file
 }
 
 // holdChain returns an image's layers and notes the container as a user.
@@ -40,7 +46,7 @@ func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chai
 		if err != nil {
 			return nil, err
 		}
-		c = &chain{}
+		c = &chain{folders: lower}
 		if c.links, err = s.link(lower); err != nil {
 			return nil, err
 		}
@@ -83,6 +89,41 @@ func lowerDirs(mounts []mount.Mount) ([]string, error) {
 		}
 	}
 	return nil, fmt.Errorf("view is a %s without lower folders", m.Type)
+}
+
+// openChain opens the layers of a chain if one of them is an EROFS file; else it gives none, and they are found by their links.
+func (s *Store) openChain(c *chain) ([]*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lowers == nil {
+		blobs, err := hasBlobs(c.folders)
+		if err != nil || !blobs {
+			return nil, err
+		}
+		if c.lowers, err = s.lowers.open(c.folders); err != nil {
+			return nil, err
+		}
+	}
+	files := make([]*os.File, len(c.lowers))
+	for i, l := range c.lowers {
+		files[i] = l.file
+	}
+	return files, nil
+}
+
+// closeChain closes the layers unless a container uses the chain, or has begun to.
+func (s *Store) closeChain(c *chain) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.mu.Lock()
+	used := c.users > 0
+	s.mu.Unlock()
+	if used {
+		return nil
+	}
+	all := c.lowers
+	c.lowers = nil
+	return s.lowers.close(all)
 }
 
 // releaseChain drops the view of a chain that neither an image nor a container needs, so that the collector can have its layers.

@@ -145,7 +145,15 @@ func (s *Store) count(ctx context.Context) error {
 			if err != nil {
 				continue // collected meanwhile
 			}
-			u = usage{layer.Size, layer.Inodes}
+			info, err := s.snapshots.Stat(ctx, name)
+			if err != nil {
+				continue
+			}
+			blob, err := blobSize(info.Labels[upperLabel])
+			if err != nil && !errors.Is(err, ErrCorrupt) {
+				return fmt.Errorf("count layers: %w", err)
+			}
+			u = usage{layer.Size + blob, layer.Inodes}
 		}
 		sizes[name] = u
 		total.bytes += u.bytes

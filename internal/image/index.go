@@ -105,6 +105,11 @@ func (s *Store) describe(ctx context.Context, target ocispec.Descriptor) (*Image
 			return nil, fmt.Errorf("unpacked layers: %w", err)
 		}
 	}
+	for _, c := range t.chain {
+		if err := s.whole(ctx, c); err != nil {
+			return nil, err
+		}
+	}
 	im.UID, im.Username, err = parseUser(config.Config.User)
 	return im, err
 }

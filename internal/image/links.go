@@ -66,12 +66,16 @@ func (s *Store) sweepLinks() error {
 }
 
 // overlay mounts the layers of an image, read-only.
-func (s *Store) overlay(c *chain, owner *Owner) mount.Overlay {
+func (s *Store) overlay(c *chain, owner *Owner) (mount.Overlay, error) {
 	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Options: s.options}
 	if owner != nil {
 		o.UserNS = owner.UserNS
 	}
-	return o
+	var err error
+	if o.Mounts, err = s.openChain(c); o.Mounts != nil {
+		o.Layers = nil
+	}
+	return o, err
 }
 
 // probeOverlay finds out what this kernel's overlayfs takes, with a mount that lasts for a moment.
@@ -97,10 +101,13 @@ func (s *Store) probeOverlay() error {
 			s.options = options
 			err = mount.Detach(at)
 			s.unmapped = probeMapped(dir, options)
-			return errors.Join(err, os.RemoveAll(dir))
+			return errors.Join(err, s.chooseForm(dir), os.RemoveAll(dir))
 		}
 	}
 	s.unmapped = err
+	if s.cfg.Snapshotter == erofsForm {
+		return fmt.Errorf("snapshotter %s: %w", erofsForm, err)
+	}
 	// Images can be pulled and listed all the same; a container will say what is wrong.
 	s.log.Warn("overlayfs cannot be mounted", "error", err)
 	return os.RemoveAll(dir)

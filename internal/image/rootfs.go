@@ -36,6 +36,10 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 	}
 	out, err := s.prepareRootfs(ctx, r)
 	if err != nil {
+		var damaged *damagedError
+		if errors.As(err, &damaged) {
+			err = errors.Join(err, s.quarantine(ctx, damaged.folder, damaged.reason))
+		}
 		return Rootfs{}, errors.Join(fmt.Errorf("root file system of %s: %w", r.ID, err), s.RemoveRootfs(ctx, r.ID))
 	}
 	return out, nil
@@ -47,15 +51,25 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		return Rootfs{}, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	out, rec := Rootfs{Root: s.overlay(c, r.Owner)}, rootfsRecord{ImageID: im.ID, ChainID: im.ChainID}
+	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: im.ChainID}
+	if out.Root, err = s.overlay(c, r.Owner); err != nil {
+		return Rootfs{}, err
+	}
 	out.Root.Upper, out.Root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, id := range r.VolumeIDs {
 		im, c, err := s.holdImage(ctx, id, r.ID)
 		if err != nil {
 			return Rootfs{}, err
 		}
-		volume := s.overlay(c, r.Owner)
-		volume.Layers = append(volume.Layers, emptyName)
+		volume, err := s.overlay(c, r.Owner)
+		if err != nil {
+			return Rootfs{}, err
+		}
+		if volume.Mounts != nil {
+			volume.Mounts = append(volume.Mounts, s.empty)
+		} else {
+			volume.Layers = append(volume.Layers, emptyName)
+		}
 		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, im.ChainID)
 	}
 	return out, makeWritable(dir, rec, r.Owner)
@@ -120,9 +134,11 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 	s.mu.Lock()
 	chains := s.users[id]
 	delete(s.users, id)
+	var left []*chain
 	for _, chainID := range chains {
 		if c := s.chains[chainID]; c != nil {
 			c.users--
+			left = append(left, c)
 		}
 	}
 	s.mu.Unlock()
@@ -131,6 +147,9 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 	default: // it will be looked through already
 	}
 	var errs []error
+	for _, c := range left {
+		errs = append(errs, s.closeChain(c))
+	}
 	for _, chainID := range chains {
 		errs = append(errs, s.releaseChain(ctx, chainID))
 	}

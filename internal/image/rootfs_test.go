@@ -95,7 +95,11 @@ func TestTheMostLayersThatAreAcceptedFitAtTheUsualPlace(t *testing.T) {
 	for range maxLayers {
 		c.links = append(c.links, "zzz") // 46655 layers were there before
 	}
-	o, dir := s.overlay(c, nil), "/var/lib/berth/rootfs/"+strings.Repeat("a", 64)
+	o, err := s.overlay(c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := "/var/lib/berth/rootfs/" + strings.Repeat("a", 64)
 	o.Upper, o.Work = dir+"/upper", dir+"/work"
 	if o.Size() >= os.Getpagesize() {
 		t.Errorf("the options take %d bytes", o.Size())
@@ -281,10 +285,15 @@ func TestImageVolumesHoldTheirLayersUntilTheContainerIsRemoved(t *testing.T) {
 	if got, err := os.ReadFile(volume + "/f"); err != nil || string(got) != "data" {
 		t.Errorf("in another life: %q, %v", got, err)
 	}
+	s.mu.Lock()
+	layer := s.chains[data.ChainID].folders[0]
+	s.mu.Unlock()
+	if _, err := os.Stat(layer); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.RemoveRootfs(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
-	layer := filepath.Join(r.Volumes[0].Root, r.Volumes[0].Dir, r.Volumes[0].Layers[0])
 	eventually(t, "the volume's layer is collected", func() bool { _, err := os.Stat(layer); return os.IsNotExist(err) })
 }
 

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ const (
 	// namespace is where all of ours is in containerd's metadata; there is no other.
 	namespace = "berth"
 	overlayfs = "overlayfs"
+	erofsForm = "erofs"
 	// contentDir holds blobs and downloads.
 	contentDir = "content"
 	userAgent  = "berth"
@@ -63,6 +65,8 @@ type Config struct {
 	KeepLayers bool
 	// SkipSync records images without waiting for the disk: quicker, but a power cut can leave empty files in them.
 	SkipSync bool
+	// Snapshotter is the form in which new layers are kept: "erofs", "overlayfs", or "auto", which is "erofs" where the kernel can.
+	Snapshotter string
 	// Pinned are full references of images that the kubelet must not collect; a * at the end stands for anything.
 	Pinned []string
 }
@@ -76,6 +80,8 @@ func (c Config) Validate() error {
 		return errors.New("image store: overlayfs takes no folder with a comma, colon or backslash")
 	case c.MaxConcurrentDownloads < 1:
 		return errors.New("image store: at least one download at a time is needed")
+	case !slices.Contains([]string{"", "auto", erofsForm, overlayfs}, c.Snapshotter):
+		return fmt.Errorf("image store: snapshotter %q is none of auto, erofs, overlayfs", c.Snapshotter)
 	case c.StallTimeout <= 0:
 		return errors.New("image store: the stall timeout must be positive")
 	}
@@ -112,6 +118,11 @@ type Store struct {
 	used               atomic.Pointer[usage]
 	options            []string // of every overlay mount
 	unmapped           error    // why layers cannot be mapped into a user namespace
+
+	// erofs: new layers become EROFS files. lowers are those that are mounted.
+	erofs  bool
+	lowers lowers
+	empty  *os.File // the folder emptyName
 
 	life            context.Context
 	end             context.CancelFunc
@@ -197,7 +208,9 @@ func (s *Store) makeFolders() error {
 			return err
 		}
 	}
-	return nil
+	var err error
+	s.empty, err = os.Open(filepath.Join(s.links(), emptyName))
+	return err
 }
 
 // ownBucket is beside containerd's in the database.
@@ -323,6 +336,10 @@ func (s *Store) Close() error {
 	}
 	if s.raw != nil {
 		errs = append(errs, s.raw.Close())
+	}
+	errs = append(errs, s.lowers.closeAll())
+	if s.empty != nil {
+		errs = append(errs, ignore(s.empty.Close(), os.ErrClosed))
 	}
 	return errors.Join(errs...)
 }

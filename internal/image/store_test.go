@@ -367,15 +367,21 @@ func TestAMovedTagLeavesTheOldImageItsDigest(t *testing.T) {
 }
 
 func TestARemovedImageServesItsContainersUntilTheLastIsGone(t *testing.T) {
+	for snapshotter, file := range map[string]string{overlayfs: "fs/f", erofsForm: blobName} {
+		t.Run(snapshotter, func(t *testing.T) { removedImageServes(t, snapshotter, file) })
+	}
+}
+
+// removedImageServes looks for a layer by a file of its snapshot.
+func removedImageServes(t *testing.T, snapshotter, file string) {
 	dir := t.TempDir()
-	reg, s := newRegistry(t), openStore(t, dir)
+	reg, s := newRegistry(t), openWith(t, dir, form(snapshotter))
 	im := mustPull(t, s, reg.push(t, "u:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": "x"}))))
-	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "user", ImageID: im.ID})
-	if err != nil {
+	if _, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "user", ImageID: im.ID}); err != nil {
 		t.Fatal(err)
 	}
-	lower := filepath.Join(r.Root.Root, r.Root.Dir, r.Root.Layers[0])
-	there := func() bool { _, err := os.Stat(filepath.Join(lower, "f")); return err == nil }
+	lower := filepath.Join(filepath.Dir(s.chains[im.ChainID].folders[0]), file)
+	there := func() bool { _, err := os.Stat(lower); return err == nil }
 	if err := errors.Join(s.Remove(t.Context(), im.ID), s.GC(t.Context())); err != nil || !there() {
 		t.Fatalf("layers of a running container are gone (%v)", err)
 	}

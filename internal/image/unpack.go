@@ -8,15 +8,10 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/berth-run/berth/internal/image/layer"
-	"github.com/berth-run/berth/internal/linux/syncfs"
 )
 
 const (
@@ -64,11 +59,27 @@ func (p *puller) unpack(ctx context.Context, t *tree) error {
 func (u *unpacking) known(ctx context.Context) (int, error) {
 	for n := len(u.t.chain); n > 0; n-- {
 		ok, err := u.holdChain(ctx, u.t.chain[n-1])
-		if ok || err != nil {
-			return n, err
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			return u.unbroken(ctx, n)
 		}
 	}
 	return 0, nil
+}
+
+// unbroken counts, from the bottom, those of the first n layers that have their content.
+func (u *unpacking) unbroken(ctx context.Context, n int) (int, error) {
+	for i := range n {
+		err := u.s.whole(ctx, u.t.chain[i])
+		if errors.Is(err, ErrCorrupt) {
+			return i, nil
+		} else if err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
 }
 
 // holdChain looks for a snapshot and keeps it, and all below it, from the collector.
@@ -96,11 +107,20 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if err != nil {
 		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
+	unpack := u.extract
+	if done {
+		if err = u.s.whole(ctx, chain); errors.Is(err, ErrCorrupt) {
+			done, unpack, err = false, u.mend, nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
+	}
 	if !done {
 		if err := u.blob(ctx, desc); err != nil {
 			return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
 		}
-		if err := u.extract(ctx, i); err != nil {
+		if err := unpack(ctx, i); err != nil {
 			return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 		}
 	}
@@ -126,58 +146,44 @@ func (u *unpacking) extract(ctx context.Context, i int) (err error) {
 	if len(mounts) != 1 || mounts[0].Type != "bind" {
 		return fmt.Errorf("snapshotter offers %v, want one folder", mounts)
 	}
-	dir := mounts[0].Source
-	result, err := u.untar(ctx, u.t.layers[i], dir)
-	if err == nil && !u.s.cfg.SkipSync {
-		err = syncfs.Sync(dir) // while other layers are fetched and unpacked: at the end there is little left to wait for
-	}
+	l, err := u.unpackInto(ctx, u.t.layers[i], mounts[0].Source)
 	if err != nil {
 		return err
 	}
-	if result.DiffID != u.t.diffIDs[i] {
-		return fmt.Errorf("content is %s, the configuration says %s: %w", result.DiffID, u.t.diffIDs[i], ErrCorrupt)
+	defer func() { err = errors.Join(err, l.close()) }()
+	if err := u.sameContent(i, l); err != nil {
+		return err
 	}
 	var opts []snapshots.Opt
 	if i > 0 {
-		select {
-		case <-u.committed[i-1]:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if err := u.inherit(ctx, i, dir, result.Implied); err != nil {
-			return err
-		}
 		opts = append(opts, snapshots.WithParent(u.t.chain[i-1].String()))
+	}
+	if err := u.waitBelow(ctx, i); err != nil {
+		return err
+	}
+	if err := u.finish(ctx, i, l); err != nil {
+		return err
 	}
 	return u.s.snapshots.Commit(ctx, u.t.chain[i].String(), key, opts...)
 }
 
-func (u *unpacking) untar(ctx context.Context, desc ocispec.Descriptor, dir string) (layer.Result, error) {
-	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
-		return layer.Result{}, err
+// sameContent compares what was unpacked with what the configuration promises.
+func (u *unpacking) sameContent(i int, l unpacked) error {
+	if l.diffID != u.t.diffIDs[i] {
+		return fmt.Errorf("content is %s, the configuration says %s: %w", l.diffID, u.t.diffIDs[i], ErrCorrupt)
 	}
-	defer u.s.unpacks.Release(1)
-	u.progress.at("unpack")
-	blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
-	if err != nil {
-		return layer.Result{}, err
-	}
-	defer blob.Close()
-	return layer.Extract(ctx, dir, content.NewReader(blob))
+	return nil
 }
 
-// inherit completes folders that the layer goes into without naming them.
-func (u *unpacking) inherit(ctx context.Context, i int, dir string, implied []string) error {
-	if len(implied) == 0 {
+// waitBelow waits until the layer below is committed.
+func (u *unpacking) waitBelow(ctx context.Context, i int) error {
+	if i == 0 {
 		return nil
 	}
-	var below []string
-	for n := i - 1; n >= 0; n-- {
-		info, err := u.s.snapshots.Stat(ctx, u.t.chain[n].String())
-		if err != nil {
-			return err
-		}
-		below = append(below, info.Labels[upperLabel])
+	select {
+	case <-u.committed[i-1]:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return layer.Inherit(dir, implied, below)
 }

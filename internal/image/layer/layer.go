@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package layer unpacks one image layer into a folder for overlayfs. It knows neither registries nor snapshots; package
+// Package layer unpacks one image layer, into a folder for overlayfs or an EROFS file. It knows neither registries nor snapshots; package
 // image is its only user.
 //
 // Layers of an image are unpacked side by side, so a layer cannot see those below it. What it lacks then are the attributes of
@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -165,11 +164,16 @@ func (e *entries) see(h *tar.Header) (bool, error) {
 		}
 		e.entered[dir] = struct{}{}
 	}
-	// overlayfs keeps its own books in these attributes. An image that could write them would say which folders are merged with which.
-	maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool {
-		return strings.HasPrefix(k, "SCHILY.xattr.trusted.overlay.") || strings.HasPrefix(k, "SCHILY.xattr.user.overlay.")
-	})
+	e.strip(h)
 	return true, nil
+}
+
+// strip takes out the attributes in which overlayfs keeps its own books. An image that could write them would say which folders are merged
+// with which.
+func (*entries) strip(h *tar.Header) {
+	maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool {
+		return strings.HasPrefix(k, xattrPrefix+"trusted.overlay.") || strings.HasPrefix(k, xattrPrefix+"user.overlay.")
+	})
 }
 
 func (e *entries) unnamed() []string {
@@ -179,7 +183,7 @@ func (e *entries) unnamed() []string {
 
 // Inherit gives implied folders of dir the owner, mode and time that they have in the layers below, topmost first. Without
 // it a layer that has only tmp/x would make /tmp a folder of root alone.
-func Inherit(dir string, implied, below []string) error {
+func Inherit(dir string, implied []string, below []Below) error {
 	if len(implied) == 0 || len(below) == 0 {
 		return nil
 	}
@@ -188,49 +192,11 @@ func Inherit(dir string, implied, below []string) error {
 		return fmt.Errorf("inherit attributes: %w", err)
 	}
 	defer top.Close()
-	left := implied
-	for _, b := range below {
-		if left, err = inheritFrom(top, b, left); err != nil {
-			return fmt.Errorf("inherit attributes from %s: %w", b, err)
-		}
-		if len(left) == 0 {
-			break
-		}
-	}
-	return nil
-}
-
-// inheritFrom handles the folders that are in one layer and returns those that are not.
-func inheritFrom(top *os.Root, below string, implied []string) ([]string, error) {
-	from, err := os.OpenRoot(below)
-	if err != nil {
-		return nil, err
-	}
-	defer from.Close()
-	var left []string
-	for _, dir := range implied {
+	return inherit(implied, below, func(dir string, a attrs) error {
 		name := strings.TrimPrefix(dir, "/")
-		mine, err := top.Lstat(name)
-		if err != nil || !mine.IsDir() {
-			continue // a later entry of the layer has replaced it, or a link leads elsewhere
+		if mine, err := top.Lstat(name); err == nil && mine.IsDir() {
+			return errors.Join(top.Chown(name, a.uid, a.gid), top.Chmod(name, fileMode(a.mode)), top.Chtimes(name, a.mtime, a.mtime))
 		}
-		theirs, err := from.Lstat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-			left = append(left, dir)
-			continue
-		case err != nil:
-			continue // a link out of the layer: no honest folder of that name
-		case !theirs.IsDir():
-			continue // replaced or whited out there: nothing further below counts
-		}
-		st, ok := theirs.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil, fmt.Errorf("stat %s: %T", dir, theirs.Sys())
-		}
-		if err := errors.Join(top.Chown(name, int(st.Uid), int(st.Gid)), top.Chmod(name, theirs.Mode()), top.Chtimes(name, theirs.ModTime(), theirs.ModTime())); err != nil {
-			return nil, err
-		}
-	}
-	return left, nil
+		return nil // a later entry of the layer has replaced it, or a link leads elsewhere
+	})
 }

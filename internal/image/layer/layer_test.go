@@ -90,6 +90,16 @@ func TestImpliedFoldersAreTheOnesWithoutAnEntry(t *testing.T) {
 	}
 }
 
+func openFolder(t *testing.T, dir string) Below {
+	t.Helper()
+	b, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
 func TestInheritTakesTheTopmostFolderAndStopsAtAWhiteout(t *testing.T) {
 	top, one, two := t.TempDir(), t.TempDir(), t.TempDir()
 	then := time.Unix(1500000000, 0)
@@ -112,7 +122,7 @@ func TestInheritTakesTheTopmostFolderAndStopsAtAWhiteout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Inherit(top, []string{"/absent", "/below", "/both", "/file", "/gone", "/link", "/new"}, []string{one, two}); err != nil {
+	if err := Inherit(top, []string{"/absent", "/below", "/both", "/file", "/gone", "/link", "/new"}, []Below{openFolder(t, one), openFolder(t, two)}); err != nil {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string]struct {

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-run/berth/internal/image/layer"
+	"github.com/berth-run/berth/internal/linux/syncfs"
+)
+
+// A layer is kept in one of two forms: as a folder, or as one EROFS file, which takes fewer writes to make and one to remove. Both lie in the
+// same snapshots, and an image may have layers of both: which form it is, the file system tells.
+
+// blobName is the file beside a snapshot's folder, where no image can put anything.
+const blobName = "layer.erofs"
+
+// blobOf is where the snapshot with that folder has its blob if it has one.
+func blobOf(folder string) string { return filepath.Join(filepath.Dir(folder), blobName) }
+
+// noBlob is the mode of the folder beside a blob: a blob that is missing is not taken for an empty layer. No image says the mode of a
+// layer's own folder.
+const noBlob = 0
+
+// blobSize is 0 for layers that are folders. ErrCorrupt: there was a blob once.
+func blobSize(folder string) (int64, error) {
+	info, err := os.Lstat(blobOf(folder))
+	if err == nil && info.Size() > 0 {
+		return info.Size(), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	if info, err = os.Lstat(folder); err != nil {
+		return 0, err
+	}
+	if info.Mode().Perm() == noBlob {
+		return 0, &damagedError{folder, errors.New("its file is lost or empty")}
+	}
+	return 0, nil
+}
+
+// quarantine takes a damaged blob out of use. Its images are not listed any more, so that they are pulled again, which mends them.
+func (s *Store) quarantine(ctx context.Context, folder string, reason error) error {
+	s.log.Error("layer is damaged; pull its images again", "layer", folder, "error", reason)
+	if err := os.Rename(blobOf(folder), blobOf(folder)+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("quarantine layer: %w", err)
+	}
+	s.refill.Lock()
+	clear(s.described)
+	s.refill.Unlock()
+	return s.refresh(ctx)
+}
+
+// whole tells whether a layer that was committed has its content.
+func (s *Store) whole(ctx context.Context, chain digest.Digest) error {
+	info, err := s.snapshots.Stat(ctx, chain.String())
+	if err == nil {
+		_, err = blobSize(info.Labels[upperLabel])
+	}
+	return err
+}
+
+// mend makes a lost blob anew in the snapshot that is there. Who has the old one mounted keeps it.
+func (u *unpacking) mend(ctx context.Context, i int) (err error) {
+	info, err := u.s.snapshots.Stat(ctx, u.t.chain[i].String())
+	if err != nil {
+		return err
+	}
+	folder := info.Labels[upperLabel]
+	fresh := blobOf(folder) + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := u.convert(ctx, u.t.layers[i], fresh)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	if err := u.sameContent(i, l); err != nil {
+		return errors.Join(err, os.Remove(fresh))
+	}
+	if err := u.waitBelow(ctx, i); err != nil {
+		return err
+	}
+	if err := u.finish(ctx, i, l); err != nil {
+		return err
+	}
+	return os.Rename(fresh, blobOf(folder))
+}
+
+// unpacked is a layer in one of the forms, but for what it inherits.
+type unpacked struct {
+	diffID  digest.Digest
+	implied []string
+	finish  func(below []layer.Below) error
+	close   func() error
+}
+
+// unpackInto unpacks a layer that is here into the snapshot with that folder.
+func (u *unpacking) unpackInto(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
+	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
+		return unpacked{}, err
+	}
+	defer u.s.unpacks.Release(1)
+	u.progress.at("unpack")
+	if u.s.erofs {
+		l, err := u.convert(ctx, desc, blobOf(folder))
+		if err == nil {
+			err = os.Chmod(folder, noBlob)
+		}
+		if !errors.Is(err, layer.ErrTooManyFiles) {
+			return l, err
+		}
+	}
+	return u.extractTo(ctx, desc, folder)
+}
+
+func (u *unpacking) extractTo(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
+	blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+	if err != nil {
+		return unpacked{}, err
+	}
+	defer blob.Close()
+	r, err := layer.Extract(ctx, folder, content.NewReader(blob))
+	if err == nil && !u.s.cfg.SkipSync {
+		err = syncfs.Sync(folder) // while other layers are fetched and unpacked: at the end there is little left to wait for
+	}
+	return unpacked{diffID: r.DiffID, implied: r.Implied, close: func() error { return nil },
+		finish: func(below []layer.Below) error { return layer.Inherit(folder, r.Implied, below) }}, err
+}
+
+func (u *unpacking) convert(ctx context.Context, desc ocispec.Descriptor, file string) (_ unpacked, err error) {
+	blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+	if err != nil {
+		return unpacked{}, err
+	}
+	defer blob.Close()
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return unpacked{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(file))
+		}
+	}()
+	b, err := layer.Convert(ctx, f, content.NewReader(blob))
+	if err == nil && !u.s.cfg.SkipSync {
+		err = f.Sync()
+	}
+	if err != nil {
+		return unpacked{}, err
+	}
+	return unpacked{diffID: b.DiffID, implied: b.Implied, finish: b.Finish, close: f.Close}, nil
+}
+
+// finish completes folders that the layer goes into without naming them. The layers below are committed.
+func (u *unpacking) finish(ctx context.Context, i int, l unpacked) (err error) {
+	var below []layer.Below
+	defer func() {
+		for _, b := range below {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	for n := i - 1; n >= 0 && len(l.implied) > 0; n-- {
+		info, err := u.s.snapshots.Stat(ctx, u.t.chain[n].String())
+		if err != nil {
+			return err
+		}
+		b, err := openBelow(info.Labels[upperLabel])
+		if err != nil {
+			return fmt.Errorf("layer %s below: %w", u.t.diffIDs[n], err)
+		}
+		below = append(below, b)
+	}
+	return l.finish(below)
+}
+
+func openBelow(folder string) (layer.Below, error) {
+	b, err := layer.OpenBlob(blobOf(folder))
+	if errors.Is(err, fs.ErrNotExist) {
+		return layer.OpenFolder(folder)
+	}
+	return b, err
+}

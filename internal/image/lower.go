@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/berth-run/berth/internal/image/erofs"
+	"github.com/berth-run/berth/internal/linux/mount"
+)
+
+// lowers are the layers of which root file systems are made, each mounted once however many images and containers have it. The mounts are in
+// no mount namespace: what the daemon leaves when it dies is nothing, and containers that run keep what they stand on. A later life mounts
+// a layer anew for those that it starts.
+type lowers struct {
+	mu  sync.Mutex
+	all map[string]*lower // by the snapshot's folder
+}
+
+// lower is one layer, open.
+type lower struct {
+	folder string
+	mu     sync.Mutex // guards file; held while the layer is mounted
+	file   *os.File
+	users  int // guarded by lowers.mu
+}
+
+// open opens layers, topmost first. Each call wants one of close.
+func (l *lowers) open(folders []string) (_ []*lower, err error) {
+	var out []*lower
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close(out))
+		}
+	}()
+	for _, folder := range folders {
+		one := l.take(folder)
+		out = append(out, one)
+		if err := one.mount(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (l *lowers) take(folder string) *lower {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[string]*lower{}
+	}
+	one := l.all[folder]
+	if one == nil {
+		one = &lower{folder: folder}
+		l.all[folder] = one
+	}
+	one.users++
+	return one
+}
+
+func (l *lower) mount() (err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file != nil {
+		return nil
+	}
+	l.file, err = openLayer(l.folder)
+	return err
+}
+
+// damagedError tells which layer the kernel does not mount.
+type damagedError struct {
+	folder string
+	reason error
+}
+
+func (d *damagedError) Error() string {
+	return fmt.Sprintf("layer %s: %v: pull the image again: %v", d.folder, ErrCorrupt, d.reason)
+}
+
+func (d *damagedError) Unwrap() []error { return []error{ErrCorrupt, d.reason} }
+
+// openLayer opens a layer of either form.
+func openLayer(folder string) (*os.File, error) {
+	size, err := blobSize(folder)
+	if err != nil {
+		return nil, err
+	}
+	if size == 0 {
+		return os.OpenFile(folder, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	}
+	f, err := mount.OpenEROFS(blobOf(folder))
+	if errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EINVAL) { // the kernel mounts such files: chooseForm has tried
+		err = &damagedError{folder, err}
+	}
+	return f, err
+}
+
+// close gives layers back.
+func (l *lowers) close(all []*lower) error {
+	var errs []error
+	for _, one := range all {
+		l.mu.Lock()
+		one.users--
+		last := one.users == 0
+		if last {
+			delete(l.all, one.folder)
+		}
+		l.mu.Unlock()
+		if last && one.file != nil {
+			errs = append(errs, one.file.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// closeAll closes what is open, whoever uses it: overlays that are mounted keep their layers.
+func (l *lowers) closeAll() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for _, one := range l.all {
+		if one.file != nil {
+			errs = append(errs, one.file.Close())
+		}
+	}
+	l.all = nil
+	return errors.Join(errs...)
+}
+
+// hasBlobs tells whether one of the layers is an EROFS file.
+func hasBlobs(folders []string) (bool, error) {
+	for _, folder := range folders {
+		if size, err := blobSize(folder); err != nil || size > 0 {
+			return size > 0, err
+		}
+	}
+	return false, nil
+}
+
+// chooseForm decides in which form new layers are kept; dir is for trying.
+func (s *Store) chooseForm(dir string) error {
+	if s.cfg.Snapshotter == overlayfs {
+		return nil
+	}
+	err := probeEROFS(dir)
+	if err != nil && s.cfg.Snapshotter == erofsForm {
+		return fmt.Errorf("snapshotter %s: %w", erofsForm, err)
+	}
+	if err != nil {
+		s.log.Info("this kernel mounts no EROFS files; layers are kept as folders", "error", err)
+	}
+	s.erofs = err == nil
+	return nil
+}
+
+// probeEROFS tries whether this kernel mounts EROFS files and overlays over them.
+func probeEROFS(dir string) (err error) {
+	for _, sub := range []string{"upper2", "work2", "at2"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(dir, blobName)
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = erofs.NewWriter(f).Close(&erofs.Inode{Mode: syscall.S_IFDIR | 0o755})
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	m, err := mount.OpenEROFS(file)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	at := filepath.Join(dir, "at2")
+	o := mount.Overlay{Mounts: []*os.File{m}, Upper: filepath.Join(dir, "upper2"), Work: filepath.Join(dir, "work2")}
+	if err := o.On(at); err != nil {
+		return err
+	}
+	return mount.DetachOverlay(at)
+}
