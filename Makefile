@@ -97,6 +97,10 @@ test-streams: build ## the stream tests in full size: 500 MiB, 200 sessions, 10,
 test-fault: build ## kill -9 at every journal write, then recovery
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(FAULT)
 
+.PHONY: test-handlers
+test-handlers: build ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
+	$(AS_ROOT) $(GO) test -count=1 -timeout 20m ./test/handlers
+
 .PHONY: critest
 critest: build ## the CRI validation suite: CRITEST=/path/to/critest [FIXTURES=host:port for its images] [CRITEST_FLAGS=…]
 	@test -x "$(CRITEST)" || { echo "make critest CRITEST=/path/to/critest: build it from kubernetes-sigs/cri-tools with 'make critest'" >&2; exit 1; }

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/berth-run/berth/internal/shim"
+	"github.com/berth-run/berth/internal/shim/foreign"
 )
 
 // version is set by the build.
@@ -25,6 +26,7 @@ var version = "dev"
 const usage = `usage: berth-shim serve --dir DIR   serve a pod; descriptors 3 and 4 are listening unix sockets
        berth-shim pause             be PID 1 of a shared PID namespace
        berth-shim env COMMAND       run a command with the environment that comes encoded
+       berth-shim task --shim P …   run containers through another shim, with an OCI runtime's command line
        berth-shim --version
 `
 
@@ -42,6 +44,8 @@ func run(args []string) int {
 		code, err := shim.Env(args[1:])
 		fmt.Fprintln(os.Stderr, "berth-shim env:", err)
 		return code
+	case len(args) > 0 && args[0] == "task":
+		return foreign.Main(args[1:])
 	case len(args) > 0 && args[0] == "serve":
 		dir, ok := dirFlag(args[1:])
 		if !ok {

@@ -200,7 +200,7 @@ func Validate(c *Config) Problems {
 			found = append(found, Problem{Key: "runtimes." + name, Text: err.Error()})
 		}
 	}
-	return append(found, validateTogether(c)...)
+	return append(append(found, validateTogether(c)...), validateHandlers(c)...)
 }
 
 // validateTogether checks what no key can tell alone.

@@ -89,7 +89,7 @@ func (r Registry) ConfigPaths() []string {
 
 // Runtime is one runtime handler.
 type Runtime struct {
-	// Type is how the runtime is driven: "oci" is a program with runc's command line.
+	// Type is how the runtime is driven: "oci" is a program with runc's command line, "shim" one that speaks containerd's shim protocol.
 	Type string
 	// Path is the program; empty: bin/NAME beside berth, then PATH.
 	Path string
@@ -99,6 +99,18 @@ type Runtime struct {
 	PrivilegedWithoutHostDevices bool
 	// PodAnnotations and ContainerAnnotations are patterns of the keys that the program gets to see.
 	PodAnnotations, ContainerAnnotations []string
+	// Options come first on the program's command line.
+	Options []string
+	// SandboxContainer: "always", "never", or "auto", which is always for shims.
+	SandboxContainer string
+	// Privileged: whether privileged containers are taken.
+	Privileged bool
+	// Rlimits are limits of its containers, NAME=SOFT:HARD.
+	Rlimits []string
+	// Shim is the runtime's name, as io.containerd.kata.v2, which names its program; for type "shim" without a Path.
+	Shim string
+	// ShimConfig is the configuration file that a shim is told of, ShimBinary the OCI runtime that io.containerd.runc.v2 is told to run.
+	ShimConfig, ShimBinary string
 }
 
 // Shim says where berth-shim is.

@@ -73,9 +73,9 @@ var keys = []key{
 	{path: "images.pinned", doc: "Images that the kubelet must not collect: whole references, or patterns with *, as \"registry.k8s.io/pause:*\".",
 		at: func(c *Config, _ string) any { return &c.Images.Pinned }, check: patterns},
 
-	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line.",
-		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci")},
-	{path: "runtimes.*.path", doc: "The runtime program. Empty: looked for by its name beside berth, then in PATH.",
+	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line; shim: one that speaks containerd's shim protocol.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci", "shim")},
+	{path: "runtimes.*.path", doc: "The runtime program, or the shim's. Empty: looked for by its name beside berth, then in PATH.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Path }, check: optional(folder)},
 	{path: "runtimes.*.root", doc: "The runtime's own state folder. Unset: a folder of its name in the state folder.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Root }, check: folder},
@@ -85,6 +85,20 @@ var keys = []key{
 		at: func(c *Config, name string) any { return &c.runtime(name).PodAnnotations }, check: annotationKeys},
 	{path: "runtimes.*.container_annotations", doc: "The same for annotations of containers.",
 		at: func(c *Config, name string) any { return &c.runtime(name).ContainerAnnotations }, check: annotationKeys},
+	{path: "runtimes.*.options", doc: "Options that come first on the command line of a runtime of type oci, as in [\"--debug\"].",
+		at: func(c *Config, name string) any { return &c.runtime(name).Options }, check: anything},
+	{path: "runtimes.*.sandbox_container", doc: "Whether a pod gets a container of its own, which the others join: always, never, or auto (always for type shim).",
+		at: func(c *Config, name string) any { return &c.runtime(name).SandboxContainer }, check: oneOf("auto", "always", "never")},
+	{path: "runtimes.*.privileged", doc: "Whether privileged containers are taken.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Privileged }, check: anything},
+	{path: "runtimes.*.rlimits", doc: "Limits of its containers, as in [\"nofile=1024:524288\"] (soft, hard). Unset ones are the daemon's own.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Rlimits }, check: rlimits},
+	{path: "runtimes.*.shim", doc: "For type shim without a path: the runtime's name, as io.containerd.kata.v2, which stands for containerd-shim-kata-v2.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Shim }, check: optional(shimName)},
+	{path: "runtimes.*.shim_config", doc: "For type shim: the configuration file that the shim is told of. Empty: its own default.",
+		at: func(c *Config, name string) any { return &c.runtime(name).ShimConfig }, check: optional(folder)},
+	{path: "runtimes.*.shim_binary", doc: "For type shim and io.containerd.runc.v2: the OCI runtime that it is told to run. Empty: its own default.",
+		at: func(c *Config, name string) any { return &c.runtime(name).ShimBinary }, check: optional(folder)},
 
 	{path: "shim.path", doc: "The berth-shim program. Empty: beside berth, then in PATH.",
 		at: func(c *Config, _ string) any { return &c.Shim.Path }, check: optional(folder)},
@@ -156,7 +170,8 @@ var keys = []key{
 }
 
 func newRuntime() *Runtime {
-	return &Runtime{Type: "oci", PodAnnotations: []string{}, ContainerAnnotations: []string{}}
+	return &Runtime{Type: "oci", PodAnnotations: []string{}, ContainerAnnotations: []string{}, Options: []string{}, SandboxContainer: "auto", Privileged: true,
+		Rlimits: []string{}}
 }
 
 // runtime is the table of that name, made with a runtime's defaults if it is new.

@@ -280,11 +280,11 @@ func (d *daemon) streamConfig() stream.Config {
 func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {
 	handlers := map[string]runtime.Handler{}
 	for name, r := range d.cfg.Runtimes {
-		path, err := sibling(r.Path, name)
+		h, err := openHandler(name, r, shim, driver == cgroup.Systemd)
 		if err != nil {
-			return nil, fmt.Errorf("[runtimes.%s] path: %w", name, err)
+			return nil, err
 		}
-		handlers[name] = runtime.Handler{Name: name, Path: path, Root: r.Root, SystemdCgroup: driver == cgroup.Systemd, Native: true}
+		handlers[name] = h
 	}
 	return runtime.New(runtime.Config{ShimPath: shim, StateDir: d.cfg.State, Handlers: handlers, Default: d.cfg.DefaultRuntime}, d.log)
 }

@@ -33,6 +33,11 @@ func (s shims) HasHandler(name string) bool {
 	return err == nil
 }
 
+func (s shims) SandboxContainer(name string) bool {
+	h, err := s.Handler(name)
+	return err == nil && h.SandboxContainer
+}
+
 func (s shims) Handlers() []string {
 	var names []string
 	for _, h := range s.Runtime.Handlers() {

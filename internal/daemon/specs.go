@@ -47,6 +47,10 @@ type handlerPolicy struct {
 	withoutHostDevices bool
 	// podAnnotations and containerAnnotations are patterns of the keys that the OCI runtime gets to see.
 	podAnnotations, containerAnnotations []string
+	// privileged: whether privileged containers are taken.
+	privileged bool
+	// rlimits are its containers' own.
+	rlimits []spec.Rlimit
 }
 
 func newSpecMaker(facts spec.Host, c *config.Config, can func(handler string) abilities, log *slog.Logger) (specMaker, error) {
@@ -57,7 +61,13 @@ func newSpecMaker(facts spec.Host, c *config.Config, can func(handler string) ab
 	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(),
 		cdi: cdi.New(c.CDI.SpecDirs), cdiAnnotations: c.CDI.Annotations, classes: classes, clamped: &sync.Once{}, can: can, log: log}
 	for name, r := range c.Runtimes {
-		m.handlers[name] = handlerPolicy{r.PrivilegedWithoutHostDevices, r.PodAnnotations, r.ContainerAnnotations}
+		p := handlerPolicy{r.PrivilegedWithoutHostDevices, r.PodAnnotations, r.ContainerAnnotations, r.Privileged, nil}
+		for _, text := range r.Rlimits {
+			if l, err := config.ParseRlimit(text); err == nil { // an error was found when the configuration was checked
+				p.rlimits = append(p.rlimits, spec.Rlimit{Type: l.Name, Soft: l.Soft, Hard: l.Hard})
+			}
+		}
+		m.handlers[name] = p
 	}
 	return m, nil
 }
@@ -90,6 +100,10 @@ func (m specMaker) ValidateContainer(c *runtimeapi.ContainerConfig, s *runtimeap
 // Container makes config.json. Host paths of mounts are looked at here, where a hung one delays nobody but its own container.
 func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	sc := r.Container.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !m.handlers[r.Handler].privileged {
+		return pod.ContainerSpec{}, fmt.Errorf("linux.security_context.privileged: runtime handler %q takes no privileged containers ([runtimes.%[1]s] privileged): %w",
+			r.Handler, pod.ErrInvalid)
+	}
 	u, err := user.Resolve(r.Paths.Rootfs, userRequest(sc, r.Image))
 	if err != nil {
 		return pod.ContainerSpec{}, fmt.Errorf("user: %w: %w", pod.ErrInvalid, err)
@@ -145,7 +159,8 @@ func (m specMaker) input(r pod.SpecRequest) spec.Input {
 	if name, err := os.Hostname(); err == nil { // asked each time: it may be changed; an error leaves the pod's own
 		facts.Hostname = name
 	}
-	return spec.Input{Sandbox: r.Sandbox, Container: r.Container, Host: facts, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
+	policy := m.handlers[r.Handler]
+	return spec.Input{Rlimits: policy.rlimits, Sandbox: r.Sandbox, Container: r.Container, Host: facts, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
 		Volumes: r.Volumes, UserNS: spec.UserNamespaceOf(r.Sandbox),
 		Image: spec.ImageConfig{Entrypoint: r.Image.Entrypoint, Cmd: r.Image.Cmd, Env: r.Image.Env, WorkingDir: r.Image.WorkingDir, StopSignal: r.Image.StopSignal},
 		Paths: spec.Paths{Rootfs: p.Rootfs, NetNS: p.NetNS, IPCNS: p.IPCNS, UTSNS: p.UTSNS, PIDNS: p.PIDNS, UserNS: p.UserNS,

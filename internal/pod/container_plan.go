@@ -88,7 +88,9 @@ func (c *Container) startTask(ctx context.Context) error {
 		return err
 	}
 	started := now()
-	return c.update(func(r *containerRecord) { r.StartedAt, r.PID = started, pid })
+	return c.update(func(r *containerRecord) {
+		r.StartedAt, r.PID = started, c.m.parts.Runtime.TaskPID(c.sandbox.Handler, c.ID, pid)
+	})
 }
 
 func (c *Container) removeTask(ctx context.Context) error {

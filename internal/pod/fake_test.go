@@ -340,8 +340,10 @@ type fakeTask struct {
 	deaf   bool // SIGTERM does nothing
 }
 
-func (f fakeRuntime) HasHandler(name string) bool { return name == "runc" }
-func (f fakeRuntime) Handlers() []string          { return []string{"runc"} }
+func (f fakeRuntime) HasHandler(name string) bool       { return name == "runc" || name == "vm" }
+func (f fakeRuntime) SandboxContainer(name string) bool { return name == "vm" }
+func (f fakeRuntime) TaskPID(_, _ string, pid int) int  { return pid }
+func (f fakeRuntime) Handlers() []string                { return []string{"runc"} }
 func (f fakeRuntime) StartShim(_ context.Context, id string) (Shim, error) {
 	s := &fakeShim{gone: make(chan struct{}), tasks: map[string]*fakeTask{}}
 	err := f.call("acquire shim", func() error {

@@ -143,7 +143,8 @@ func (c *Container) undoCreate(ctx context.Context) {
 	}
 }
 
-// HookState implements nri.Node. Pods that were stopped are left out with their containers: plugins cannot tell them from others.
+// HookState implements nri.Node. Pods that were stopped are left out with their containers, and so is what is being removed: plugins cannot
+// tell them from others.
 func (m *Manager) HookState() ([]nri.Pod, []nri.Container) {
 	m.mu.RLock()
 	var sandboxes []*Sandbox
@@ -163,7 +164,7 @@ func (m *Manager) HookState() ([]nri.Pod, []nri.Container) {
 	}
 	var all []nri.Container
 	for _, c := range containers {
-		if c.sandbox.Status().Ready && !c.Status().Hidden {
+		if c.sandbox.Status().Ready && !c.Status().Hidden && c.facts().RemovedAt == 0 {
 			all = append(all, c.forHooks())
 		}
 	}

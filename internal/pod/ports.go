@@ -22,6 +22,10 @@ type Runtime interface {
 	// HasHandler tells whether a handler of that name is configured; Handlers lists them for errors.
 	HasHandler(name string) bool
 	Handlers() []string
+	// SandboxContainer tells whether the handler wants a container for the pod itself, which the others join.
+	SandboxContainer(handler string) bool
+	// TaskPID is the process ID of a task's init on the host, where the handler knows better than the shim's answer to Start, pid.
+	TaskPID(handler, id string, pid int) int
 	// StartShim starts a pod's shim and returns without waiting for it to be ready.
 	StartShim(ctx context.Context, sandbox string) (Shim, error)
 	// ConnectShim finds the shim of an earlier life. runtime.ErrShimGone: nobody listens.

@@ -221,7 +221,7 @@ func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed
 	case lose:
 		s.lost(lossReason(o))
 	case adopt:
-		if s.paths.pid != "" {
+		if s.hasPause() {
 			s.watchPause(s.theShim())
 		}
 	}

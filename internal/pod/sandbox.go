@@ -37,6 +37,8 @@ type Sandbox struct {
 	ops    ops
 	plan   *step.Plan
 	log    *slog.Logger
+	// sandboxContainer is the record's.
+	sandboxContainer bool
 
 	// leftCgroup: it has decided about its cgroup parent, and does not take it over any more. Guarded by Manager.cgroups.
 	leftCgroup bool
@@ -57,6 +59,8 @@ type sandboxRecord struct {
 	ID      string          `json:"id"`
 	Handler string          `json:"handler"`
 	Config  json.RawMessage `json:"config"`
+	// SandboxContainer: the handler wanted a container for the pod itself when the pod was made.
+	SandboxContainer bool `json:"sandbox_container,omitempty"`
 
 	CreatedAt int64 `json:"created_at"`
 	ReadyAt   int64 `json:"ready_at"`
@@ -139,7 +143,7 @@ func namespaces(c *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
 // newSandbox wires a sandbox around its record.
 func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxConfig) *Sandbox {
 	md, userNS := config.GetMetadata(), spec.UserNamespaceOf(config)
-	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, rec: rec,
+	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, rec: rec, sandboxContainer: rec.SandboxContainer,
 		paths: m.sandboxPaths(rec.ID, namespaces(config), userNS != nil), userNS: userNS,
 		log: m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())}
 	s.feed = m.events.newFeed(rec.ID)

@@ -63,7 +63,8 @@ func (m *Manager) reserveSandbox(config *runtimeapi.PodSandboxConfig, handler st
 		return m.sandboxes[id], nil
 	}
 	id := newID()
-	s := m.newSandbox(sandboxRecord{ID: id, Handler: handler, Config: raw, CreatedAt: now(), CgroupParent: m.cgroupParent(config, id)}, config)
+	s := m.newSandbox(sandboxRecord{ID: id, Handler: handler, Config: raw, CreatedAt: now(), CgroupParent: m.cgroupParent(config, id),
+		SandboxContainer: m.parts.Runtime.SandboxContainer(handler)}, config)
 	m.sandboxes[id], m.names[name] = s, id
 	return s, nil
 }

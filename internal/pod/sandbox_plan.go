@@ -56,15 +56,22 @@ func (s *Sandbox) newPlan() *step.Plan {
 	if s.paths.pins.IPC != "" {
 		steps = append(steps, step.Step{Name: stepShm, After: []string{stepState}, Acquire: s.mountShm, Release: s.unmountShm})
 	}
-	if s.paths.pid != "" {
+	if s.hasPause() {
 		after := []string{stepShim, stepCgroup}
 		if s.paths.pins != (NamespacePins{}) {
 			after = append(after, stepNamespaces)
+		}
+		// A runtime with a network stack of its own takes it over when the pod's container starts.
+		if s.sandboxContainer && s.paths.pins.Net != "" {
+			after = append(after, stepNetwork)
 		}
 		steps = append(steps, step.Step{Name: stepPause, After: after, Acquire: s.startPause, Release: s.stopPause})
 	}
 	return &step.Plan{Object: s.String(), Steps: steps, Journal: s, Timed: s.m.timed("sandbox"), Passing: func() { record.Pass(s.paths.record) }}
 }
+
+// hasPause tells whether the pod has a container of its own: PID 1 of its shared PID namespace, or what its runtime wants to be joined.
+func (s *Sandbox) hasPause() bool { return s.paths.pid != "" || s.sandboxContainer }
 
 func (s *Sandbox) makeState(context.Context) error {
 	if err := os.MkdirAll(s.paths.ns, 0o700); err != nil {
@@ -275,8 +282,10 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.parts.Host.PinPID(pid, s.ID, s.paths.pid); err != nil {
-		return err
+	if s.paths.pid != "" {
+		if err := s.m.parts.Host.PinPID(s.m.parts.Runtime.TaskPID(s.Handler, s.ID, pid), s.ID, s.paths.pid); err != nil {
+			return err
+		}
 	}
 	s.watchPause(shim)
 	return nil
@@ -286,8 +295,10 @@ func (s *Sandbox) stopPause(ctx context.Context) error {
 	if err := s.endTask(ctx, s.ID, s.paths.pauseBundle); err != nil {
 		return err
 	}
-	if err := s.m.parts.Host.Unpin(s.paths.pid); err != nil {
-		return err
+	if s.paths.pid != "" {
+		if err := s.m.parts.Host.Unpin(s.paths.pid); err != nil {
+			return err
+		}
 	}
 	return mount.RemoveAll(s.paths.pauseBundle)
 }

@@ -77,7 +77,7 @@ func (r *Runtime) killLeftOver(ctx context.Context, handler, id, bundle string) 
 		err = r.cgroups.Kill(ctx, group)
 	}
 	problems = append(problems, err)
-	args := []string{"--root", h.Root}
+	args := append(slices.Clone(h.Args), "--root", h.Root)
 	if h.SystemdCgroup {
 		args = append(args, "--systemd-cgroup")
 	}

@@ -89,6 +89,7 @@ func (r *Runtime) ask(ctx context.Context, handler string, args []string, parse 
 		return nil, fmt.Errorf("runtime handler %s: %w", h.Name, err)
 	}
 	binary := binaryID{size: info.Size(), modified: info.ModTime()}
+	args = append(slices.Clone(h.Args), args...)
 	key := h.Path + " " + strings.Join(args, " ")
 	r.mu.Lock()
 	cached, ok := r.probes[key]

@@ -46,11 +46,17 @@ type Handler struct {
 	Path string
 	// Root is its --root; empty: <StateDir>/<Name>.
 	Root string
+	// Args come first on its command line.
+	Args []string
 	// SystemdCgroup passes --systemd-cgroup.
 	SystemdCgroup bool
 	// Native tells that a container's processes are processes of this kernel (runc, crun; not gVisor), so
 	// that they can be signalled without an exec of the runtime.
 	Native bool
+	// SandboxContainer: it wants a container of its own for each pod, which the others join (gVisor, Kata).
+	SandboxContainer bool
+	// Foreign: Path is berth-shim, which drives a containerd shim that Args name.
+	Foreign bool
 }
 
 // Runtime starts and finds shims. It is safe for concurrent use; calls about one and the same sandbox's

@@ -186,7 +186,7 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 	}
 	s.runtime.moves.Begin(s.runtime.cgroups) // Start follows, and with it the container's init into its cgroup
 	options, err := proto.Marshal(&shimpb.CreateOptions{
-		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native,
+		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native, RuntimeArgs: h.Args,
 		LogPath: t.LogPath, LogFolder: t.LogFolder, Stdin: t.Stdin, StdinOnce: t.StdinOnce, Deferred: true,
 		IoUid: t.IOUID, IoGid: t.IOGID,
 	})

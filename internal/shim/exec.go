@@ -21,6 +21,9 @@ import (
 // maxExecs bounds the execs of one container that are not deleted.
 const maxExecs = 256
 
+// standInGrace is how long the process that stands for an exec in a sandboxed runtime may take to end it.
+const standInGrace = 2 * time.Second
+
 // exec is a process that was started in a running container.
 type exec struct {
 	id      string
@@ -287,6 +290,14 @@ func (e *exec) kill(t *task, sig syscall.Signal, all bool) error {
 	if e.process.pid() == 0 {
 		if done, err := e.killLaunch(sig); done || err != nil {
 			return err
+		}
+	}
+	if sig == syscall.SIGKILL && !t.options.Native && e.process.signal(syscall.SIGTERM) == nil {
+		// Its process here only stands for it, and passes no SIGKILL on.
+		select {
+		case <-e.process.exited:
+			return nil
+		case <-time.After(standInGrace):
 		}
 	}
 	tree := &processTree{group: t.group(), leader: e.process.pid(), startTime: e.process.ticks()}

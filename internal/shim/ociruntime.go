@@ -90,7 +90,8 @@ func (o *ociRuntime) start(c *runtimeCall) (err error) {
 			files = append(files, file.Fd())
 		}
 	}
-	args := []string{c.options.Runtime, "--root", c.options.RuntimeRoot, "--log", fdPath(runtimeLogFD), "--log-format", "json"}
+	args := append([]string{c.options.Runtime}, c.options.RuntimeArgs...)
+	args = append(args, "--root", c.options.RuntimeRoot, "--log", fdPath(runtimeLogFD), "--log-format", "json")
 	if c.options.SystemdCgroup {
 		args = append(args, "--systemd-cgroup")
 	}
@@ -152,19 +153,25 @@ func (c *runtimeCall) failure(exit reaper.Exit) string {
 	return fmt.Sprintf("exit code %d", exit.Code())
 }
 
-// lastLogError reads JSON lines of {"level","msg"}.
-func lastLogError(log []byte) string {
-	lines := bytes.Split(log, []byte{'\n'})
-	for i := len(lines) - 1; i >= 0; i-- {
+// lastLogError reads JSON objects of {"level","msg"}, with (runc, crun) or without (runsc) line breaks between them. The first may be cut off.
+func lastLogError(log []byte) (last string) {
+	for start := bytes.IndexByte(log, '{'); start >= 0; start = bytes.IndexByte(log, '{') {
+		log = log[start:]
 		var line struct {
 			Level string `json:"level"`
 			Msg   string `json:"msg"`
 		}
-		if json.Unmarshal(lines[i], &line) == nil && (line.Level == "error" || line.Level == "fatal") && line.Msg != "" {
-			return line.Msg
+		objects := json.NewDecoder(bytes.NewReader(log))
+		if objects.Decode(&line) != nil {
+			log = log[1:]
+			continue
+		}
+		log = log[objects.InputOffset():]
+		if (line.Level == "error" || line.Level == "fatal") && line.Msg != "" {
+			last = line.Msg
 		}
 	}
-	return ""
+	return last
 }
 
 func clip(text string) string {

@@ -27,6 +27,8 @@ const (
 	InitPIDName = "init.pid"
 	// InitFactName is the file of the InitFact.
 	InitFactName = "init.json"
+	// TaskPIDName is the file, in a foreign container's folder of state, with the process ID of its init.
+	TaskPIDName = "task.pid"
 	// ExitFactName is the file of the ExitFact.
 	ExitFactName = "exit.json"
 )

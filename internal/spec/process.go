@@ -36,7 +36,7 @@ func process(in Input) (*specs.Process, error) {
 	return &specs.Process{
 		Terminal: in.Container.GetTty(), Args: args, Env: env, Cwd: cwd,
 		User:         specs.User{UID: in.User.UID, GID: in.User.GID, AdditionalGids: slices.Clone(in.User.Groups)},
-		Capabilities: caps, NoNewPrivileges: sc.GetNoNewPrivs(), Rlimits: rlimits(in.Host), ApparmorProfile: profile,
+		Capabilities: caps, NoNewPrivileges: sc.GetNoNewPrivs(), Rlimits: withRlimits(rlimits(in.Host), in.Rlimits), ApparmorProfile: profile,
 		OOMScoreAdj: oomScore(in.Container.GetLinux().GetResources().GetOomScoreAdj(), in.Host),
 	}, nil
 }

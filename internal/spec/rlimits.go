@@ -4,6 +4,7 @@ package spec
 
 import (
 	"math"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -43,6 +44,20 @@ func rlimits(host Host) []specs.POSIXRlimit {
 			l.Soft = min(l.Soft, l.Hard)
 		}
 		all[i] = l
+	}
+	return all
+}
+
+// withRlimits sets those of the runtime handler over the daemon's.
+func withRlimits(base []specs.POSIXRlimit, own []Rlimit) []specs.POSIXRlimit {
+	all := slices.Clone(base)
+	for _, l := range own {
+		next := specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard}
+		if i := slices.IndexFunc(all, func(o specs.POSIXRlimit) bool { return o.Type == l.Type }); i >= 0 {
+			all[i] = next
+		} else {
+			all = append(all, next)
+		}
 	}
 	return all
 }

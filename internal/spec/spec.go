@@ -47,8 +47,16 @@ type Input struct {
 	Sources []MountSource
 	// Volumes are the anonymous volumes that the image asks for.
 	Volumes []Volume
+	// Rlimits are the runtime handler's own.
+	Rlimits []Rlimit
 	// UserNS is the pod's user namespace, at Paths.UserNS; nil: the host's.
 	UserNS *UserNamespace
+}
+
+// Rlimit is a limit of the process, by the OCI's name for it.
+type Rlimit struct {
+	Type       string
+	Soft, Hard uint64
 }
 
 // ImageConfig is what counts of an image's configuration.

@@ -29,6 +29,8 @@ type Kubelet struct {
 	D *daemon.Daemon
 	// Image is what containers are made of.
 	Image string
+	// Handler is the runtime handler of pods; empty: the default one.
+	Handler string
 }
 
 // Ctx bounds one call.
@@ -135,7 +137,7 @@ func (k *Kubelet) TryRunPod(c *cri.PodSandboxConfig) (*Pod, error) {
 			k.T.Fatal(err)
 		}
 	}
-	r, err := k.D.Runtime.RunPodSandbox(k.Ctx(), &cri.RunPodSandboxRequest{Config: c})
+	r, err := k.D.Runtime.RunPodSandbox(k.Ctx(), &cri.RunPodSandboxRequest{Config: c, RuntimeHandler: k.Handler})
 	if err != nil {
 		return nil, err
 	}

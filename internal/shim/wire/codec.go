@@ -171,6 +171,19 @@ func (c *codec) string(number int, v *string) {
 	}
 }
 
+// strings is a repeated string.
+func (c *codec) strings(number int, v *[]string) {
+	if !c.reading {
+		for i := range *v {
+			c.put(number, []byte((*v)[i]))
+		}
+		return
+	}
+	if c.is(number, bytesType) {
+		*v = append(*v, string(c.data))
+	}
+}
+
 // message is a field that is there even if all of its own fields are zero.
 func (c *codec) message(number int, v Message) {
 	if !c.reading {

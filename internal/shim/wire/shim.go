@@ -16,6 +16,7 @@ type CreateOptions struct {
 	StdinOnce     bool
 	LogFolder     string
 	IOUID, IOGID  uint32
+	RuntimeArgs   []string
 }
 
 func (m *CreateOptions) fields(c *codec) {
@@ -30,6 +31,7 @@ func (m *CreateOptions) fields(c *codec) {
 	c.string(9, &m.LogFolder)
 	c.uint32(10, &m.IOUID)
 	c.uint32(11, &m.IOGID)
+	c.strings(12, &m.RuntimeArgs)
 }
 
 // Phase is berth.shim.v1.Status.

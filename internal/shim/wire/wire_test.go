@@ -63,8 +63,8 @@ var pairs = []struct {
 	{&ConnectResponse{1, 2, "v"}, &task.ConnectResponse{ShimPid: 1, TaskPid: 2, Version: "v"}},
 	{&ShutdownRequest{"id", true}, &task.ShutdownRequest{Id: "id", Now: true}},
 	{
-		&CreateOptions{"/r", "/root", true, "/log", true, true, true, true, "/l", 65536, 1 << 31},
-		&shimpb.CreateOptions{Runtime: "/r", RuntimeRoot: "/root", SystemdCgroup: true, LogPath: "/log", Deferred: true, Native: true, Stdin: true, StdinOnce: true, LogFolder: "/l", IoUid: 65536, IoGid: 1 << 31},
+		&CreateOptions{"/r", "/root", true, "/log", true, true, true, true, "/l", 65536, 1 << 31, []string{"a", ""}},
+		&shimpb.CreateOptions{Runtime: "/r", RuntimeRoot: "/root", SystemdCgroup: true, LogPath: "/log", Deferred: true, Native: true, Stdin: true, StdinOnce: true, LogFolder: "/l", IoUid: 65536, IoGid: 1 << 31, RuntimeArgs: []string{"a", ""}},
 	},
 	{
 		&InfoResponse{"v", -1, []TaskInfo{{"id", PhaseStopped, 3, 137, at, true, 1 << 63}, {}}},

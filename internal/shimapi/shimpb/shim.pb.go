@@ -430,8 +430,9 @@ type CreateOptions struct {
 	LogFolder string `protobuf:"bytes,9,opt,name=log_folder,json=logFolder,proto3" json:"log_folder,omitempty"`
 	// Who owns the pipes of stdio, also of execs: the host's IDs of the root of the container's user namespace, or the
 	// container could not open its /dev/stdout.
-	IoUid         uint32 `protobuf:"varint,10,opt,name=io_uid,json=ioUid,proto3" json:"io_uid,omitempty"`
-	IoGid         uint32 `protobuf:"varint,11,opt,name=io_gid,json=ioGid,proto3" json:"io_gid,omitempty"`
+	IoUid         uint32   `protobuf:"varint,10,opt,name=io_uid,json=ioUid,proto3" json:"io_uid,omitempty"`
+	IoGid         uint32   `protobuf:"varint,11,opt,name=io_gid,json=ioGid,proto3" json:"io_gid,omitempty"`
+	RuntimeArgs   []string `protobuf:"bytes,12,rep,name=runtime_args,json=runtimeArgs,proto3" json:"runtime_args,omitempty"` // come first on the OCI runtime's command line
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,6 +544,13 @@ func (x *CreateOptions) GetIoGid() uint32 {
 	return 0
 }
 
+func (x *CreateOptions) GetRuntimeArgs() []string {
+	if x != nil {
+		return x.RuntimeArgs
+	}
+	return nil
+}
+
 var File_shim_proto protoreflect.FileDescriptor
 
 const file_shim_proto_rawDesc = "" +
@@ -574,7 +582,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05lease\x18\a \x01(\bR\x05lease\" \n" +
 	"\fExecResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xc4\x02\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xe7\x02\n" +
 	"\rCreateOptions\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12!\n" +
 	"\fruntime_root\x18\x02 \x01(\tR\vruntimeRoot\x12%\n" +
@@ -589,7 +597,8 @@ const file_shim_proto_rawDesc = "" +
 	"log_folder\x18\t \x01(\tR\tlogFolder\x12\x15\n" +
 	"\x06io_uid\x18\n" +
 	" \x01(\rR\x05ioUid\x12\x15\n" +
-	"\x06io_gid\x18\v \x01(\rR\x05ioGid*<\n" +
+	"\x06io_gid\x18\v \x01(\rR\x05ioGid\x12!\n" +
+	"\fruntime_args\x18\f \x03(\tR\vruntimeArgs*<\n" +
 	"\x06Status\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package handlers tests pods of every kind of runtime handler on the real kernel: runc, containerd's shim for runc, crun where it runs. After each test nothing may be left on the machine. `make test-handlers` builds what it needs;
+// a handler whose programs are not there is left out and named.
+package handlers
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/berth-run/berth/test/daemon"
+	"github.com/berth-run/berth/test/kubelet"
+	"github.com/berth-run/berth/test/registry"
+)
+
+var (
+	images     *registry.Server
+	busyboxRef string
+	binDir     string
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("handler tests are left out with -short")
+		return
+	}
+	if err := setUp(); err != nil {
+		fmt.Fprintln(os.Stderr, "handler tests:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	images.Close()
+	os.Exit(code)
+}
+
+func setUp() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("need root (or -short)")
+	}
+	var err error
+	if binDir, err = daemon.BinDir(); err != nil {
+		return err
+	}
+	if images, err = registry.New(); err != nil {
+		return err
+	}
+	im, err := registry.Busybox()
+	if err == nil {
+		busyboxRef, _, err = images.Push("busybox:1", im)
+	}
+	return err
+}
+
+// handler is one row of the table.
+type handler struct {
+	name string
+	// config is the [runtimes.NAME] table; programs are what it names.
+	config   string
+	programs []string
+	// foreign: another project's shim runs it.
+	foreign string
+	// no are abilities that the runtime itself has not.
+	no []string
+}
+
+func table() []handler {
+	at := func(name string) string { return filepath.Join(binDir, name) }
+	runcShim := at("containerd/containerd-shim-runc-v2")
+	crun, _ := exec.LookPath("crun")
+	return []handler{
+		{name: "runc"},
+		{name: "crun", programs: []string{crun}, config: fmt.Sprintf("type = \"oci\"\npath = %q\n", crun)},
+		{name: "runc-shim", programs: []string{runcShim}, foreign: "containerd-shim-runc-v2",
+			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
+	}
+}
+
+// each runs a test for every handler that is there.
+func each(t *testing.T, test func(t *testing.T, h handler)) {
+	for _, h := range table() {
+		t.Run(h.name, func(t *testing.T) {
+			t.Parallel()
+			for _, p := range h.programs {
+				if _, err := os.Stat(p); err != nil {
+					t.Skipf("not here: %v", err)
+				}
+			}
+			if h.name == "crun" && !crunRuns(h.programs[0]) {
+				t.Skip("this machine's crun does not run here: see docs/runtime-classes.md")
+			}
+			test(t, h)
+		})
+	}
+}
+
+// crunRuns tells whether crun knows the OCI runtime-spec's version that Berth writes; Debian 12's does not, nor the hybrid cgroup layout.
+func crunRuns(path string) bool {
+	return exec.Command(path, "features").Run() == nil
+}
+
+// node is a daemon with the handler, and an image.
+func node(t *testing.T, h handler) *kubelet.Kubelet {
+	t.Helper()
+	config := ""
+	if h.config != "" {
+		config = "\n[runtimes." + h.name + "]\n" + h.config
+	}
+	d := daemon.Start(t, daemon.Spec{Config: config})
+	k := &kubelet.Kubelet{T: t, D: d, Handler: h.name}
+	if err := d.WaitNetwork(k.Ctx(), true); err != nil {
+		t.Fatal(err)
+	}
+	k.Image = k.Pull(busyboxRef)
+	return k
+}
