@@ -76,7 +76,7 @@ func table() []handler {
 		{name: "runc"},
 		{name: "crun", programs: []string{crun}, config: fmt.Sprintf("type = \"oci\"\npath = %q\n", crun)},
 		{name: "runc-shim", programs: []string{runcShim}, foreign: "containerd-shim-runc-v2",
-			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
+			config: fmt.Sprintf("type = \"shim\"\nexperimental = true\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
 	}
 }
 
