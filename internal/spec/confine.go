@@ -51,7 +51,14 @@ func AskedAppArmor(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.Se
 		}
 		p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
 	}
-	return p, validProfile(appArmorField, p)
+	if err := validProfile(appArmorField, p); err != nil {
+		return nil, err
+	}
+	// The CRI validation suite sends the prefix of the deprecated field in this one, and containerd takes both.
+	if ref, ok := strings.CutPrefix(p.GetLocalhostRef(), "localhost/"); ok && ref != "" {
+		p = &runtimeapi.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: ref}
+	}
+	return p, nil
 }
 
 func validProfile(field string, p *runtimeapi.SecurityProfile) error {
