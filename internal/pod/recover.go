@@ -192,7 +192,12 @@ func (m *Manager) awaitShim(l loadedSandbox) {
 	for _, c := range l.containers {
 		c.ops.hold("recovery", done)
 	}
+	if !m.work.begin() {
+		close(done)
+		return
+	}
 	go func() {
+		defer m.work.finish()
 		tasks, err := l.reconnect(m.life, m.cfg.ShimPatience)
 		if err != nil && m.life.Err() == nil {
 			l.log.Error("the pod's shim does not answer and is killed with its pod", "waited", m.cfg.ShimPatience, "error", err)

@@ -289,7 +289,13 @@ func (s *scene) consistent() {
 	}
 	ready, uids := map[string]bool{}, map[string]bool{}
 	for _, p := range pods.Items {
-		st := (&kubelet.Pod{Kubelet: s.Kubelet, ID: p.Id}).Status()
+		r, err := s.D.Runtime.PodSandboxStatus(s.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		if status.Code(err) == codes.NotFound {
+			continue // a removal that recovery finishes in the background
+		} else if err != nil {
+			s.T.Fatal(err)
+		}
+		st := r.GetStatus()
 		if st.State != p.State {
 			s.T.Errorf("sandbox %s is %s in the list and %s by itself", p.Id, p.State, st.State)
 		}
