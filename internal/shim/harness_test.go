@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -198,7 +200,7 @@ func (s *testShim) finish() {
 	info := s.info()
 	for _, task := range info.Tasks {
 		if task.Status != shimpb.Status_STOPPED && task.Pid != 0 {
-			if _, err := s.task.Kill(s.ctx, &taskpb.KillRequest{Id: task.Id, Signal: 9, All: true}); err != nil {
+			if _, err := s.task.Kill(s.ctx, &taskpb.KillRequest{Id: task.Id, Signal: 9, All: true}); err != nil && status.Code(err) != codes.NotFound { // it may just have ended
 				s.Errorf("kill %s: %v", task.Id, err)
 			}
 			s.wait(task.Id, "")
