@@ -80,9 +80,11 @@ test: ## run all tests; installs what is missing
 	$(MAKE) test-integration
 	$(MAKE) test-fault
 
+# The packages' tests one after the other: many start processes and wait for them, which the race detector makes slow enough. All is built before.
 .PHONY: test-unit
 test-unit: ## unit tests, with the race detector
-	$(AS_ROOT) env CGO_ENABLED=1 $(GO) test -race -timeout 10m $(UNIT)
+	$(AS_ROOT) env CGO_ENABLED=1 $(GO) build -race $(UNIT)
+	$(AS_ROOT) env CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 10m $(UNIT)
 
 .PHONY: test-integration
 test-integration: build ## the real daemon with real runc, CNI and registry
