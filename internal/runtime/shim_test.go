@@ -377,10 +377,11 @@ func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {
 	r := newRuntime(t, Config{})
 	f := listenAs(t, r).serve()
 	shim := f.connect(r)
-	run := func(ctx context.Context, limit time.Duration) (ExecResult, error) {
+	run := func(ctx context.Context, limit time.Duration, begun func()) (ExecResult, error) {
 		dead := make(chan struct{})
 		ended := execOn(f, func(stdout, stderr net.Conn) uint32 {
 			stdout.Write([]byte("before"))
+			begun()
 			<-dead
 			stdout.Close()
 			stderr.Close()
@@ -402,14 +403,14 @@ func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {
 		_ = ended
 		return shim.ExecSync(ctx, "c", ExecRequest{ID: "e", Timeout: limit})
 	}
-	result, err := run(timeout(t, 10*time.Second), 50*time.Millisecond)
-	want(t, "timeout", err, ErrExecTimeout, "exec in container c: exec timed out after 50ms")
+	result, err := run(timeout(t, 20*time.Second), time.Second, func() {})
+	want(t, "timeout", err, ErrExecTimeout, "exec in container c: exec timed out after 1s")
 	if string(result.Stdout) != "before" {
 		t.Errorf("output until then: %q", result.Stdout)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	time.AfterFunc(50*time.Millisecond, cancel)
-	_, err = run(ctx, 0)
+	defer cancel()
+	_, err = run(ctx, 0, func() { time.AfterFunc(50*time.Millisecond, cancel) }) // earlier, there is nothing to kill
 	want(t, "caller gone", err, context.Canceled, "exec in container c")
 }
 
