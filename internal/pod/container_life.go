@@ -3,6 +3,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,6 +78,8 @@ func (c *Container) create(ctx context.Context) error {
 	switch {
 	case c.isRemoved():
 		return errGone
+	case r.RemovedAt != 0: // half of it may be gone: it is not what the caller asks for
+		return cmp.Or(c.remove(ctx), errGone)
 	case r.CreatedAt != 0:
 		return nil
 	}
@@ -196,6 +199,9 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 }
 
 func (c *Container) start(ctx context.Context) error {
+	if c.isRemoved() { // while this waited for its turn
+		return fmt.Errorf("%s: %w", c, ErrNotFound)
+	}
 	r := c.facts()
 	switch r.state() {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
@@ -203,6 +209,9 @@ func (c *Container) start(ctx context.Context) error {
 	case runtimeapi.ContainerState_CONTAINER_CREATED:
 	default:
 		return fmt.Errorf("%s: has exited; only a created container can be started: %w", c, ErrState)
+	}
+	if r.RemovedAt != 0 {
+		return fmt.Errorf("%s: its removal has begun; remove it again, then create another: %w", c, ErrState)
 	}
 	if !c.sandbox.Status().Ready {
 		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)

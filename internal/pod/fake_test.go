@@ -55,10 +55,18 @@ type world struct {
 // oomFloor is the lowest OOM score that the fake node may set.
 const oomFloor = -500
 
-// fault strikes at the n-th call into the world.
+// fault strikes one call into the world.
 type fault struct {
 	at   int
+	what string // strikes at the next call of this name, once; "": at the n-th
 	kind string // "error before", "error after", "crash before", "crash after"; "": none
+}
+
+// failNext makes the next call of this name an error.
+func (w *world) failNext(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = fault{what: what, kind: "error before"}
 }
 
 var errFault = errors.New("injected fault")
@@ -89,8 +97,9 @@ func (l *life) call(what string, f func() error) error {
 	l.calls++
 	l.trace = append(l.trace, what)
 	kind := ""
-	if l.calls == l.fault.at {
+	if l.calls == l.fault.at || l.fault.what == what {
 		kind = l.fault.kind
+		l.fault.what = ""
 	}
 	switch kind {
 	case "error before":

@@ -164,7 +164,8 @@ func (m *Manager) HookState() ([]nri.Pod, []nri.Container) {
 	}
 	var all []nri.Container
 	for _, c := range containers {
-		if c.sandbox.Status().Ready && !c.Status().Hidden && c.facts().RemovedAt == 0 {
+		// A creation that failed and could not be rolled back is shown to people; plugins were told that it came to nothing.
+		if r := c.facts(); c.sandbox.Status().Ready && r.CreatedAt != 0 && r.RemovedAt == 0 {
 			all = append(all, c.forHooks())
 		}
 	}

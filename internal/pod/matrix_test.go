@@ -150,7 +150,7 @@ func TestEveryFaultInAPodsLifeLeaksNothing(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d %s", kind, at, clean.w.trace[at-1]), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld()
-				w.fault = fault{at, kind}
+				w.fault = fault{at: at, kind: kind}
 				n := live(t, newNode(t, w, t.TempDir()))
 				settleAll(t, n)
 				n.mustBeEmpty(t)

@@ -141,6 +141,49 @@ func TestStopAndRemoveAreIdempotent(t *testing.T) {
 	n.mustBeEmpty(t)
 }
 
+// What a removal left half-done is not what a creation of the same name asks for: it goes first.
+func TestWhatIsHalfRemovedIsNeitherStartedNorReturned(t *testing.T) {
+	n := newNode(t, newWorld(), t.TempDir())
+	s, err := n.RunSandbox(t.Context(), podConfig(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := n.CreateContainer(t.Context(), s, containerConfig("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.w.failNext("release rootfs")
+	if err := n.RemoveContainer(t.Context(), old); !errors.Is(err, errFault) {
+		t.Fatalf("removal: %v, want the fault", err)
+	}
+	if err := n.StartContainer(t.Context(), old); !errors.Is(err, ErrState) {
+		t.Errorf("start of a container that is half removed: %v, want ErrState", err)
+	}
+	n.w.failNext("release rootfs")
+	if id, err := n.CreateContainer(t.Context(), s, containerConfig("c")); !errors.Is(err, errFault) {
+		t.Errorf("creation beside what cannot be removed: %q, %v, want the fault", id, err)
+	}
+	c, err := n.CreateContainer(t.Context(), s, containerConfig("c"))
+	if err != nil || c == old {
+		t.Fatalf("creation: %s, %v, want another than %s", c, err, old)
+	}
+	if err := n.StartContainer(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+	n.w.failNext("release cgroup")
+	if err := n.RemoveSandbox(t.Context(), s); !errors.Is(err, errFault) {
+		t.Fatalf("removal: %v, want the fault", err)
+	}
+	next, err := n.RunSandbox(t.Context(), podConfig(), "")
+	if err != nil || next == s {
+		t.Fatalf("run: %s, %v, want another than %s", next, err, s)
+	}
+	if err := n.RemoveSandbox(t.Context(), next); err != nil {
+		t.Error(err)
+	}
+	n.mustBeEmpty(t)
+}
+
 func TestACgroupOfSeveralPodsGoesWithTheLast(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	n := newNode(t, w, dir)
@@ -382,9 +425,7 @@ func TestAFailedStartLeavesAnExitedContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.mu.Lock()
-	w.fault = fault{w.calls + 2, "error before"} // create task, start task
-	w.mu.Unlock()
+	w.failNext("start task")
 	if err := n.StartContainer(t.Context(), c); !errors.Is(err, errFault) {
 		t.Fatal(err)
 	}

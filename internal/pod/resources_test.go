@@ -66,7 +66,7 @@ func TestAPodsResourcesReachItsCgroupAndTheNextLife(t *testing.T) {
 		}
 	}
 	n.w.mu.Lock()
-	n.w.fault = fault{n.w.calls + 1, "error before"}
+	n.w.fault = fault{at: n.w.calls + 1, kind: "error before"}
 	n.w.mu.Unlock()
 	if err := ask(&resources{CpuShares: 900}, nil); !errors.Is(err, errFault) {
 		t.Error(err)

@@ -3,6 +3,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,8 @@ func (s *Sandbox) run(ctx context.Context) error {
 	switch {
 	case s.isRemoved():
 		return errGone
+	case r.RemovedAt != 0:
+		return cmp.Or(s.remove(ctx), errGone)
 	case r.StoppedAt != 0:
 		return fmt.Errorf("%s: a sandbox of this name and attempt exists and is stopped; remove it first: %w", s, ErrExists)
 	case r.ReadyAt != 0:
