@@ -4,18 +4,13 @@ package pod
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
-	"slices"
-	"sync"
 	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/step"
 )
 
@@ -30,7 +25,6 @@ type Container struct {
 	paths   containerPaths
 	ops     ops
 	plan    *step.Plan
-	log     *slog.Logger
 
 	status atomic.Pointer[ContainerStatus]
 	// done is closed once the container has exited, after its facts are published.
@@ -38,10 +32,8 @@ type Container struct {
 	// patience is how long the stop in flight still waits before it kills.
 	patience deadline
 
-	mu        sync.Mutex // guards all below, and orders the writes of the record; never held for anything else that blocks
-	rec       containerRecord
-	resources *runtimeapi.LinuxContainerResources
-	removed   bool
+	ledger[containerRecord, *containerRecord]
+	resources *runtimeapi.LinuxContainerResources // guarded by mu, like the facts
 }
 
 // containerRecord is a container's durable facts. Times are Unix nanoseconds; 0 means not yet.
@@ -75,6 +67,8 @@ type containerRecord struct {
 
 	Begun []string `json:"begun"`
 }
+
+func (r *containerRecord) begun() *[]string { return &r.Begun }
 
 const (
 	containerKind    = "container"
@@ -134,9 +128,10 @@ func (s *Sandbox) containerPaths(id string, config *runtimeapi.ContainerConfig) 
 
 // newContainer wires a container around its record.
 func (s *Sandbox) newContainer(rec containerRecord, config *runtimeapi.ContainerConfig) (*Container, error) {
-	c := &Container{ID: rec.ID, Config: config, m: s.m, sandbox: s, rec: rec, paths: s.containerPaths(rec.ID, config),
-		resources: config.GetLinux().GetResources(), done: make(chan struct{}),
-		log: s.log.With("container", rec.ID, "name", config.GetMetadata().GetName())}
+	c := &Container{ID: rec.ID, Config: config, m: s.m, sandbox: s, paths: s.containerPaths(rec.ID, config),
+		resources: config.GetLinux().GetResources(), done: make(chan struct{})}
+	c.rec, c.object, c.path, c.header, c.publish = rec, c, c.paths.record, s.m.header(containerKind, containerVersion), c.show
+	c.log = s.log.With("container", rec.ID, "name", config.GetMetadata().GetName())
 	if rec.Resources != nil {
 		c.resources = &runtimeapi.LinuxContainerResources{}
 		if err := protojson.Unmarshal(rec.Resources, c.resources); err != nil {
@@ -176,68 +171,14 @@ func (r containerRecord) state() runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
-// publish makes the facts visible. Preconditions: c.mu is held, or c is not shared yet.
-func (c *Container) publish() {
+// show makes the facts visible. Preconditions: c.mu is held, or c is not shared yet.
+func (c *Container) show() {
 	r := &c.rec
 	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
 		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,
 		MountImages: r.MountImages})
-}
-
-// update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.
-func (c *Container) update(f func(*containerRecord)) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	next := c.rec
-	next.Begun = slices.Clone(next.Begun)
-	f(&next)
-	if c.removed {
-		return fmt.Errorf("%s: %w", c, errGone)
-	}
-	if err := record.Write(c.paths.record, c.m.header(containerKind, containerVersion), next); err != nil {
-		return err
-	}
-	c.rec = next
-	c.publish()
-	return nil
-}
-
-// learn is update for facts that are true whether the disk takes them or not.
-func (c *Container) learn(f func(*containerRecord)) {
-	if err := c.update(f); err != nil && !errors.Is(err, errGone) {
-		c.log.Error("fact is kept in memory only", "error", err)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		f(&c.rec)
-		c.publish()
-	}
-}
-
-func (c *Container) facts() containerRecord {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rec
-}
-
-func (c *Container) isRemoved() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.removed
-}
-
-// Begun implements step.Journal.
-func (c *Container) Begun() []string { return c.facts().Begun }
-
-// Begin implements step.Journal.
-func (c *Container) Begin(steps ...string) error {
-	return c.update(func(r *containerRecord) { r.Begun = with(r.Begun, steps...) })
-}
-
-// End implements step.Journal.
-func (c *Container) End(steps ...string) error {
-	return c.update(func(r *containerRecord) { r.Begun = without(r.Begun, steps...) })
 }
 
 func containerName(sandbox string, c *runtimeapi.ContainerConfig) string {

@@ -178,10 +178,7 @@ func (c *Container) erase() error {
 }
 
 func (c *Container) forget() {
-	c.mu.Lock()
-	c.removed = true
-	c.publish()
-	c.mu.Unlock()
+	c.vanish()
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
 	delete(c.m.containers, c.ID)

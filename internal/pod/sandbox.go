@@ -4,14 +4,10 @@ package pod
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"path/filepath"
-	"slices"
-	"sync"
 	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -36,7 +32,6 @@ type Sandbox struct {
 	userNS *spec.UserNamespace
 	ops    ops
 	plan   *step.Plan
-	log    *slog.Logger
 	// sandboxContainer is the record's.
 	sandboxContainer bool
 
@@ -47,11 +42,10 @@ type Sandbox struct {
 	// feed is what statuses are published through, the containers' too.
 	feed *feed
 
-	mu      sync.Mutex // guards all below, and orders the writes of the record; never held for anything else that blocks
-	rec     sandboxRecord
-	removed bool
-	shim    Shim           // nil: none, or gone
-	result  network.Result // of the network step, until the record has it
+	ledger[sandboxRecord, *sandboxRecord]
+	// Guarded by mu, like the facts.
+	shim   Shim           // nil: none, or gone
+	result network.Result // of the network step, until the record has it
 }
 
 // sandboxRecord is a sandbox's durable facts. Times are Unix nanoseconds; 0 means not yet.
@@ -79,6 +73,8 @@ type sandboxRecord struct {
 	OwnCgroup bool     `json:"own_cgroup"`
 	Begun     []string `json:"begun"`
 }
+
+func (r *sandboxRecord) begun() *[]string { return &r.Begun }
 
 const (
 	sandboxKind    = "sandbox"
@@ -143,9 +139,10 @@ func namespaces(c *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
 // newSandbox wires a sandbox around its record.
 func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxConfig) *Sandbox {
 	md, userNS := config.GetMetadata(), spec.UserNamespaceOf(config)
-	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, rec: rec, sandboxContainer: rec.SandboxContainer,
-		paths: m.sandboxPaths(rec.ID, namespaces(config), userNS != nil), userNS: userNS,
-		log: m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())}
+	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, sandboxContainer: rec.SandboxContainer,
+		paths: m.sandboxPaths(rec.ID, namespaces(config), userNS != nil), userNS: userNS}
+	s.rec, s.object, s.path, s.header, s.publish = rec, s, s.paths.record, m.header(sandboxKind, sandboxVersion), s.show
+	s.log = m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())
 	s.feed = m.events.newFeed(rec.ID)
 	s.plan = s.newPlan()
 	s.ops = ops{object: s.String(), stage: s.plan.Stage, work: &m.work, log: s.log}
@@ -162,8 +159,8 @@ func (s *Sandbox) String() string {
 // Status is a snapshot; it never waits.
 func (s *Sandbox) Status() *SandboxStatus { return s.status.Load() }
 
-// publish makes the facts visible. Preconditions: s.mu is held, or s is not shared yet.
-func (s *Sandbox) publish() {
+// show makes the facts visible. Preconditions: s.mu is held, or s is not shared yet.
+func (s *Sandbox) show() {
 	r := &s.rec
 	st := &SandboxStatus{ID: s.ID, Handler: s.Handler, Config: s.Config, CreatedAt: r.CreatedAt, StoppedAt: r.StoppedAt, Why: r.Why,
 		Ready: r.ReadyAt != 0 && r.StoppedAt == 0 && r.RemovedAt == 0, Hidden: s.removed || r.ReadyAt == 0 && r.StoppedAt == 0,
@@ -172,67 +169,6 @@ func (s *Sandbox) publish() {
 		st.IPs = r.IPs
 	}
 	s.feed.publishSandbox(&s.status, st)
-}
-
-// update changes the facts: on disk first, then in memory. When the disk refuses, nothing changes.
-func (s *Sandbox) update(f func(*sandboxRecord)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := s.rec
-	next.Begun = slices.Clone(next.Begun)
-	f(&next)
-	if s.removed {
-		return fmt.Errorf("%s: %w", s, errGone)
-	}
-	if err := record.Write(s.paths.record, s.m.header(sandboxKind, sandboxVersion), next); err != nil {
-		return err
-	}
-	s.rec = next
-	s.publish()
-	return nil
-}
-
-// learn is update for facts that are true whether the disk takes them or not.
-func (s *Sandbox) learn(f func(*sandboxRecord)) {
-	if err := s.update(f); err != nil && !errors.Is(err, errGone) {
-		s.log.Error("fact is kept in memory only", "error", err)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		f(&s.rec)
-		s.publish()
-	}
-}
-
-func (s *Sandbox) facts() sandboxRecord {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.rec
-}
-
-// Begun, Begin and End make the record the plan's journal.
-func (s *Sandbox) Begun() []string { return s.facts().Begun }
-
-// Begin implements step.Journal.
-func (s *Sandbox) Begin(steps ...string) error {
-	return s.update(func(r *sandboxRecord) { r.Begun = with(r.Begun, steps...) })
-}
-
-// End implements step.Journal.
-func (s *Sandbox) End(steps ...string) error {
-	return s.update(func(r *sandboxRecord) { r.Begun = without(r.Begun, steps...) })
-}
-
-func with(list []string, names ...string) []string {
-	for _, n := range names {
-		if !slices.Contains(list, n) {
-			list = append(list, n)
-		}
-	}
-	return list
-}
-
-func without(list []string, names ...string) []string {
-	return slices.DeleteFunc(list, func(s string) bool { return slices.Contains(names, s) })
 }
 
 func (m *Manager) header(kind string, version int) record.Header {

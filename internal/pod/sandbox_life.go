@@ -180,21 +180,12 @@ func (s *Sandbox) erase() error {
 }
 
 func (s *Sandbox) forget() {
-	s.mu.Lock()
-	s.removed = true
-	s.publish()
-	s.mu.Unlock()
+	s.vanish()
 	s.m.events.forget(s.feed)
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	delete(s.m.sandboxes, s.ID)
 	delete(s.m.names, sandboxName(s.Config))
-}
-
-func (s *Sandbox) isRemoved() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.removed
 }
 
 // StopSandbox ends all containers of a sandbox by force and gives back its network, namespaces and processes.

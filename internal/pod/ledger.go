@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/berth-run/berth/internal/record"
+)
+
+// ledger keeps an object's durable facts, which are a record of type R: on disk first, then in memory, then visible. It is the journal of the
+// object's plan too.
+type ledger[R any, P factsOf[R]] struct {
+	object fmt.Stringer
+	path   string // of the record
+	header record.Header
+	log    *slog.Logger
+	// publish makes the facts visible. It is called with mu held.
+	publish func()
+
+	mu      sync.Mutex // guards all below, and orders the writes of the record; never held for anything else that blocks
+	rec     R
+	removed bool
+}
+
+// factsOf are records that say which steps of the object's plan have begun.
+type factsOf[R any] interface {
+	*R
+	begun() *[]string
+}
+
+// update changes the facts. When the disk refuses, nothing changes.
+func (l *ledger[R, P]) update(f func(*R)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.rec
+	steps := P(&next).begun()
+	*steps = slices.Clone(*steps)
+	f(&next)
+	if l.removed {
+		return fmt.Errorf("%s: %w", l.object, errGone)
+	}
+	if err := record.Write(l.path, l.header, next); err != nil {
+		return err
+	}
+	l.rec = next
+	l.publish()
+	return nil
+}
+
+// learn is update for facts that are true whether the disk takes them or not.
+func (l *ledger[R, P]) learn(f func(*R)) {
+	if err := l.update(f); err != nil && !errors.Is(err, errGone) {
+		l.log.Error("fact is kept in memory only", "error", err)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		f(&l.rec)
+		l.publish()
+	}
+}
+
+func (l *ledger[R, P]) facts() R {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec
+}
+
+func (l *ledger[R, P]) isRemoved() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.removed
+}
+
+// vanish ends the facts: nobody sees or changes them any more.
+func (l *ledger[R, P]) vanish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.removed = true
+	l.publish()
+}
+
+// Begun implements step.Journal.
+func (l *ledger[R, P]) Begun() []string {
+	r := l.facts()
+	return *P(&r).begun()
+}
+
+// Begin implements step.Journal.
+func (l *ledger[R, P]) Begin(steps ...string) error {
+	return l.update(func(r *R) {
+		begun := P(r).begun()
+		for _, s := range steps {
+			if !slices.Contains(*begun, s) {
+				*begun = append(*begun, s)
+			}
+		}
+	})
+}
+
+// End implements step.Journal.
+func (l *ledger[R, P]) End(steps ...string) error {
+	return l.update(func(r *R) {
+		begun := P(r).begun()
+		*begun = slices.DeleteFunc(*begun, func(s string) bool { return slices.Contains(steps, s) })
+	})
+}
