@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/sock"
 )
 
 // lockPatience is how long a lock may outlive the daemon that was killed: a child that it was just forking holds it
@@ -24,7 +26,9 @@ const socketMode = 0o660
 // listen opens the CRI socket. A socket that nobody serves any more is replaced; one that is served is refused,
 // and so is a path that is something else.
 func listen(path, group string) (net.Listener, error) {
-	if err := clearStale(path); err != nil {
+	if err := sock.ClearStale(path); errors.Is(err, sock.ErrServed) {
+		return nil, fmt.Errorf("socket %s: %w; stop that daemon or choose another --socket, --root and --state", path, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -39,27 +43,6 @@ func listen(path, group string) (net.Listener, error) {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	return l, nil
-}
-
-func clearStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode()&os.ModeSocket == 0:
-		return errors.New("is there already and is not a socket")
-	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return errors.New("another daemon serves it; stop that one or choose another --socket, --root and --state")
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
 }
 
 // share sets the socket's mode and group. A group other than root's must also be able to reach it through

@@ -64,7 +64,7 @@ func TestListenReplacesADeadSocketOnly(t *testing.T) {
 		t.Fatalf("over a dead socket: %v", err)
 	}
 	defer live.Close()
-	if _, err := listen(path, ""); err == nil || !strings.Contains(err.Error(), "another daemon serves it") {
+	if _, err := listen(path, ""); err == nil || !strings.Contains(err.Error(), "stop that daemon") {
 		t.Errorf("over a live socket: %v", err)
 	}
 	file := filepath.Join(filepath.Dir(path), "notes.txt")

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -25,6 +24,8 @@ import (
 	validator "github.com/containerd/nri/plugins/default-validator/builtin"
 	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-run/berth/internal/linux/sock"
 )
 
 var (
@@ -132,7 +133,10 @@ func New(cfg Config, log *slog.Logger) (*NRI, error) {
 func (n *NRI) Start(node Node) error {
 	n.node = node
 	if n.cfg.Socket != "" {
-		if err := clearStale(n.cfg.Socket); err != nil {
+		// The library would take it away from who serves it.
+		if err := sock.ClearStale(n.cfg.Socket); errors.Is(err, sock.ErrServed) {
+			return fmt.Errorf("nri: socket %s: %w; stop that one or set [nri] socket to another path", n.cfg.Socket, err)
+		} else if err != nil {
 			return fmt.Errorf("nri: socket %s: %w", n.cfg.Socket, err)
 		}
 	}
@@ -151,25 +155,6 @@ func (n *NRI) Start(node Node) error {
 
 // Stop ends the plugins that were started here and closes the socket.
 func (n *NRI) Stop() { n.lib.Stop() }
-
-// clearStale refuses a path that is no socket, or that another program serves: the library would take it away from it.
-func clearStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode()&os.ModeSocket == 0:
-		return errors.New("is there already and is not a socket")
-	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return errors.New("another program serves it; stop that one or set [nri] socket to another path")
-	}
-	return nil
-}
 
 // Active tells whether a plugin is there, or one is required: without, nobody need be called.
 func (n *NRI) Active() bool { return n.plugins.Load() > n.builtins || len(n.cfg.Required) > 0 }

@@ -385,7 +385,7 @@ func TestASocketOfSomebodyElseIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "f"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"s": "another program", "f": "not a socket"} {
+	for name, want := range map[string]string{"s": "another process", "f": "not a socket"} {
 		n, err := New(Config{Socket: filepath.Join(dir, name), PluginDir: dir, RequestTimeout: time.Second, RegistrationTimeout: time.Second}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
