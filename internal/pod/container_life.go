@@ -24,6 +24,8 @@ const (
 	sigkill = int(syscall.SIGKILL)
 	// killTimeout is how long a container may take to vanish after SIGKILL: longer means the kernel holds it.
 	killTimeout = 2 * time.Minute
+	// killPause is between two tries to send it.
+	killPause = time.Second
 )
 
 // CreateContainer makes a container in a ready sandbox and returns its ID. A repeated call joins the one in
@@ -377,19 +379,28 @@ func (c *Container) stop(ctx context.Context) error {
 	return c.kill(ctx)
 }
 
-// kill ends the container with SIGKILL and waits until it is gone.
+// kill ends the container with SIGKILL and waits until it is gone. A signal that could not be sent is sent again.
 func (c *Container) kill(ctx context.Context) error {
-	if err := c.signal(ctx, sigkill, true); err != nil {
-		c.log.WarnContext(ctx, "kill through the shim", "error", err)
-	}
-	timer := time.NewTimer(killTimeout)
-	defer timer.Stop()
-	select {
-	case <-c.done:
-		return nil
-	case <-timer.C:
-		return fmt.Errorf("%s: still there %s after SIGKILL; process %d hangs in the kernel (see /proc/%[3]d/stack): %w",
-			c, killTimeout, c.Status().PID, ErrUnavailable)
+	end := time.NewTimer(killTimeout)
+	defer end.Stop()
+	for {
+		err := c.signal(ctx, sigkill, true)
+		var again <-chan time.Time
+		if err != nil {
+			c.log.WarnContext(ctx, "kill through the shim", "error", err)
+			again = time.After(killPause)
+		}
+		select {
+		case <-c.done:
+			return nil
+		case <-again:
+		case <-end.C:
+			if err != nil {
+				return fmt.Errorf("%s: SIGKILL cannot be sent for %s: %w: %w", c, killTimeout, ErrUnavailable, err)
+			}
+			return fmt.Errorf("%s: still there %s after SIGKILL; process %d hangs in the kernel (see /proc/%[3]d/stack): %w",
+				c, killTimeout, c.Status().PID, ErrUnavailable)
+		}
 	}
 }
 

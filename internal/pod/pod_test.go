@@ -184,6 +184,21 @@ func TestWhatIsHalfRemovedIsNeitherStartedNorReturned(t *testing.T) {
 	n.mustBeEmpty(t)
 }
 
+func TestAKillThatFailsIsSentAgain(t *testing.T) {
+	n, s, c := running(t)
+	n.w.failNext("kill task")
+	if err := n.StopContainer(t.Context(), c, 0); err != nil {
+		t.Fatal(err)
+	}
+	if st := mustStatus(t, n, c); st.ExitCode != 128+int32(sigkill) {
+		t.Errorf("exit code %d, want SIGKILL's", st.ExitCode)
+	}
+	if err := n.RemoveSandbox(t.Context(), s); err != nil {
+		t.Error(err)
+	}
+	n.mustBeEmpty(t)
+}
+
 func TestACgroupOfSeveralPodsGoesWithTheLast(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	n := newNode(t, w, dir)
