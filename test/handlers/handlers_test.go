@@ -71,6 +71,26 @@ func TestLife(t *testing.T) {
 	})
 }
 
+// TestEveryExitCodeArrives is about containers that end at once: many, for a race shows now and then.
+func TestEveryExitCodeArrives(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		p := k.RunPod(k.PodConfig("pod"))
+		p.Start(k.Forever("main")) // the shim stays
+		for i := range 25 {
+			want := int32(1 + i%3)
+			c := p.Start(k.Shell(fmt.Sprintf("c%d", i), fmt.Sprintf("echo line; exit %d", want)))
+			if st := c.WaitExit(); st.ExitCode != want || st.StartedAt == 0 || st.FinishedAt < st.StartedAt {
+				t.Errorf("a container that exits with %d: %v", want, st)
+			}
+			if got := c.Output("stdout"); got != "line\n" {
+				t.Errorf("container %s: its log has %q", c.ID, got)
+			}
+			c.Remove()
+		}
+	})
+}
+
 func TestTheDaemonRestarts(t *testing.T) {
 	each(t, func(t *testing.T, h handler) {
 		k := node(t, h)

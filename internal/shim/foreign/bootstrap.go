@@ -25,17 +25,19 @@ const (
 	// maxOutput bounds what is read of a shim's answer or complaint.
 	maxOutput = 1 << 20
 	maxWords  = 2 << 10
+	// maxConfig is what our shim takes, too.
+	maxConfig = 16 << 20
 )
 
 // shimCommand is an invocation of the foreign shim's program, as containerd makes it.
-func (c *command) shimCommand(ctx context.Context, bundle, action string) *exec.Cmd {
-	events := shimapi.SocketPath(filepath.Dir(bundle)) // the pod's berth-shim takes the events, and drops them: Wait tells what counts
+func (c *command) shimCommand(ctx context.Context, s state, action string) *exec.Cmd {
+	events := shimapi.SocketPath(filepath.Dir(s.Bundle)) // the pod's berth-shim takes the events, and drops them: Wait tells what counts
 	args := []string{"-namespace", namespace, "-address", filepath.Join(c.root, "containerd.sock"), "-publish-binary", "/bin/true", "-id", c.id}
 	if action == "delete" {
-		args = append(args, "-bundle", bundle)
+		args = append(args, "-bundle", c.bundle())
 	}
 	cmd := exec.CommandContext(ctx, c.shim, append(args, action)...)
-	cmd.Dir, cmd.WaitDelay = bundle, time.Second
+	cmd.Dir, cmd.WaitDelay = c.bundle(), time.Second
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "MAX_SHIM_VERSION=3", "TTRPC_ADDRESS="+events, "GRPC_ADDRESS="+filepath.Join(c.root, "containerd.sock"),
 		"NAMESPACE="+namespace)
 	if action == "start" {
@@ -47,6 +49,22 @@ func (c *command) shimCommand(ctx context.Context, bundle, action string) *exec.
 		cmd.Stdin = bytes.NewReader(wire.Marshal(params))
 	}
 	return cmd
+}
+
+// bundle is the folder that the foreign shim has for itself. In the pod's own one its files would be taken for ours, and ours for its: since
+// 2.4, containerd's shim for runc leaves an exit.json of its own form.
+func (c *command) bundle() string { return filepath.Join(c.dir(), "bundle") }
+
+// makeBundle copies the configuration: shims write to it. The root file system's path in it is absolute.
+func (c *command) makeBundle(from string) error {
+	if err := os.MkdirAll(c.bundle(), 0o700); err != nil {
+		return err
+	}
+	config, err := readLimited(filepath.Join(from, shimapi.ConfigName), maxConfig)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(c.bundle(), shimapi.ConfigName), config, 0o600)
 }
 
 // runtimeOptions are what the shim is told in containerd's own words: runc's shim by its own message, all others by a file's path.
@@ -63,8 +81,11 @@ func (c *command) runtimeOptions() wire.Any {
 // start runs the shim's program, which starts a shim, or finds the one that it groups the container with, and tells its address.
 func (c *command) start(bundle string) (state, error) {
 	s := state{Bundle: bundle}
+	if err := c.makeBundle(bundle); err != nil {
+		return s, err
+	}
 	// Where containerd has a pipe, so that a shim that opens it for writing does not wait for a reader.
-	log, err := os.OpenFile(filepath.Join(bundle, "log"), os.O_CREATE|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(filepath.Join(c.bundle(), "log"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return s, err
 	}
@@ -74,7 +95,7 @@ func (c *command) start(bundle string) (state, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
-	out, err := output(ctx, c.shimCommand(ctx, bundle, "start"))
+	out, err := output(ctx, c.shimCommand(ctx, s, "start"))
 	if err != nil {
 		return s, fmt.Errorf("start %s: %w", filepath.Base(c.shim), err)
 	}

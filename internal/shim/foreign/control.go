@@ -137,12 +137,12 @@ func killShim(s state) error {
 
 // clearUp lets the shim's program free what a dead shim has left.
 func (c *command) clearUp(s state) error {
-	if !exists(filepath.Join(s.Bundle, shimapi.ConfigName)) {
+	if !exists(filepath.Join(c.bundle(), shimapi.ConfigName)) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
-	if _, err := output(ctx, c.shimCommand(ctx, s.Bundle, "delete")); err != nil {
+	if _, err := output(ctx, c.shimCommand(ctx, s, "delete")); err != nil {
 		return fmt.Errorf("%s delete: %w", filepath.Base(c.shim), err)
 	}
 	return nil

@@ -163,6 +163,7 @@ func (c *command) run() (int, error) {
 
 // state is what later commands must know of a container; a file in its folder.
 type state struct {
+	// Bundle is the container's folder in the pod's state folder.
 	Bundle  string `json:"bundle"`
 	Address string `json:"address"`
 	// Version is that of the Task API, 2 or 3.

@@ -62,6 +62,16 @@ func script(t *testing.T, text string) *command {
 	return &command{shim: path, root: filepath.Join(dir, "root"), id: "c1", verb: "run", options: map[string]string{}}
 }
 
+// bundle is a container's folder with a configuration.
+func bundle(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestShimsThatDoNotStartAreNamedWithTheirWords(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"dies":            {"echo no hardware >&2; exit 3", "no hardware"},
@@ -69,14 +79,39 @@ func TestShimsThatDoNotStartAreNamedWithTheirWords(t *testing.T) {
 		"says nothing":    {"exit 0", "is no address"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := script(t, c.text).start(t.TempDir())
+			_, err := script(t, c.text).start(bundle(t))
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "containerd-shim-test-v1") {
 				t.Errorf("got %v", err)
 			}
 		})
 	}
-	if _, err := (&command{shim: "/no/such/shim", root: t.TempDir()}).start(t.TempDir()); err == nil || !strings.Contains(err.Error(), "/no/such/shim") {
+	if _, err := (&command{shim: "/no/such/shim", root: t.TempDir(), id: "c1"}).start(bundle(t)); err == nil || !strings.Contains(err.Error(), "/no/such/shim") {
 		t.Errorf("missing program: %v", err)
+	}
+}
+
+func TestAShimHasABundleOfItsOwn(t *testing.T) {
+	own := t.TempDir()
+	config := []byte(`{"root":{"path":"/r"}}`)
+	if err := os.WriteFile(filepath.Join(own, "config.json"), config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := script(t, `echo '{"Status":0}' >exit.json; echo changed >config.json; echo unix:///x`)
+	if _, err := c.start(own); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(own)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("in our bundle: %v, %v", entries, err)
+	}
+	if data, err := os.ReadFile(filepath.Join(own, "config.json")); string(data) != string(config) {
+		t.Errorf("our configuration: %q, %v", data, err)
+	}
+	if data, err := os.ReadFile(filepath.Join(c.bundle(), "exit.json")); err != nil {
+		t.Errorf("the shim's bundle: %q, %v", data, err)
+	}
+	if _, err := c.start(t.TempDir()); err == nil {
+		t.Error("a bundle without a configuration")
 	}
 }
 

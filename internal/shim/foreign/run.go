@@ -107,7 +107,7 @@ func (p *standIn) beginContainer() (err error) {
 	if err != nil {
 		return err
 	}
-	request := &wire.CreateTaskRequest{ID: p.id, Bundle: bundle, Stdin: streams.paths[0], Stdout: streams.paths[1], Stderr: streams.paths[2], Options: p.runtimeOptions()}
+	request := &wire.CreateTaskRequest{ID: p.id, Bundle: p.bundle(), Stdin: streams.paths[0], Stdout: streams.paths[1], Stderr: streams.paths[2], Options: p.runtimeOptions()}
 	var pid wire.PIDResponse
 	if err := p.client.call(startLimit, "Create", request, &pid); err != nil {
 		return err
@@ -231,5 +231,9 @@ func readLimited(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit))
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return data, err
 }
