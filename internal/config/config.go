@@ -80,6 +80,8 @@ type Images struct {
 	Sync bool
 	// Pinned are references, or their beginnings with a * at the end, of images that the kubelet must not collect.
 	Pinned []string
+	// Socket is a second one, for the ImageService alone; empty: none.
+	Socket string
 }
 
 // ConfigPaths is ConfigPath as the list of folders that it is.

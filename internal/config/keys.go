@@ -72,6 +72,8 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.Images.Sync }, check: anything},
 	{path: "images.pinned", doc: "Images that the kubelet must not collect: whole references, or patterns with *, as \"registry.k8s.io/pause:*\".",
 		at: func(c *Config, _ string) any { return &c.Images.Pinned }, check: patterns},
+	{path: "images.socket", doc: "A second unix socket, for the CRI's ImageService alone; mode and group as the first's. Empty: none.",
+		at: func(c *Config, _ string) any { return &c.Images.Socket }, check: optional(socket)},
 
 	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line; shim: one that speaks containerd's shim protocol.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci", "shim")},

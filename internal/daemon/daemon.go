@@ -7,7 +7,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -18,11 +17,8 @@ import (
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
-	"google.golang.org/grpc"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/config"
-	"github.com/berth-run/berth/internal/cri"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -36,10 +32,7 @@ type Flags struct {
 }
 
 const (
-	// maxMessage is what a kubelet accepts and sends, in bytes (k8s.io/cri-client).
-	maxMessage = 16 << 20
-	// drainTime and closeTime bound a shutdown: SIGTERM ends the daemon within a second.
-	drainTime = 300 * time.Millisecond
+	// closeTime bounds, with drainTime, a shutdown: SIGTERM ends the daemon within a second.
 	closeTime = 500 * time.Millisecond
 	// systemdTime bounds the wait for systemd at the start.
 	systemdTime = 5 * time.Second
@@ -102,11 +95,11 @@ type inForce struct {
 func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 	// The socket is taken before the recovery, so that a second daemon is refused before it touches anything;
 	// what a kubelet sends meanwhile waits in the listen queue.
-	l, err := listen(d.cfg.Socket, d.cfg.SocketGroup)
+	endpoints, err := d.listen()
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer closeAll(endpoints)
 	r, err := d.pods.Recover(ctx)
 	if err != nil {
 		return err
@@ -127,9 +120,10 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 		"adopted", r.Adopted, "exited_meanwhile", r.Exited, "orphans_swept", r.Swept, "recovery", r.Took, "start", time.Since(begin))
 	// The start has read much that is not needed again: what serves for weeks begins small.
 	debug.FreeOSMemory()
-	server := d.newServer()
-	served := make(chan error, 2)
-	go func() { served <- server.Serve(l) }()
+	served := make(chan error, len(endpoints)+1)
+	for _, e := range endpoints {
+		go func() { served <- e.serve() }()
+	}
 	go func() { served <- d.streams.Serve() }()
 	d.notify(sdnotify.SdNotifyReady)
 	hup := make(chan os.Signal, 1)
@@ -138,39 +132,13 @@ func (d *daemon) serve(ctx context.Context, begin time.Time) error {
 	for {
 		select {
 		case err := <-served:
-			return fmt.Errorf("serve on %s: %w", d.cfg.Socket, err)
+			return err
 		case <-hup:
 			d.reload()
 		case <-ctx.Done():
-			d.drain(server)
+			d.drain(endpoints)
 			return nil
 		}
-	}
-}
-
-func (d *daemon) newServer() *grpc.Server {
-	measured, _ := d.observers()
-	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls,
-		Observer: measured})
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream))
-	runtimeapi.RegisterRuntimeServiceServer(server, d.api)
-	runtimeapi.RegisterImageServiceServer(server, d.api)
-	return server
-}
-
-// drain lets answers that are nearly ready go out. Operations that take longer are cut off; the next start
-// finishes or rolls them back, as after a crash.
-func (d *daemon) drain(server *grpc.Server) {
-	d.log.Info("shutting down; pods run on")
-	d.notify(sdnotify.SdNotifyStopping)
-	d.pods.EndEvents() // else a kubelet's stream of events would keep the server from stopping
-	done := make(chan struct{})
-	go func() { server.GracefulStop(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(drainTime):
-		server.Stop()
 	}
 }
 

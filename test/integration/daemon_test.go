@@ -3,6 +3,8 @@
 package integration
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/test/daemon"
@@ -129,5 +135,46 @@ func TestReadinessIsToldToTheServiceManager(t *testing.T) {
 	n, err := l.Read(buf)
 	if err != nil || !strings.Contains(string(buf[:n]), "READY=1") {
 		t.Errorf("notified %q, %v", buf[:n], err)
+	}
+}
+
+func TestImagesHaveASocketOfTheirOwnByConfiguration(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	socket := t.TempDir() + "/images.sock"
+	k := start(t, daemon.Spec{NoNetwork: true, Config: fmt.Sprintf("[images]\nsocket = %q\n", socket)})
+	info, err := os.Stat(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "mode", info.Mode().Perm(), 0o660)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := cri.NewImageServiceClient(conn).ImageFsInfo(k.Ctx(), &cri.ImageFsInfoRequest{}); err != nil {
+		t.Errorf("images: %v", err)
+	}
+	if _, err := cri.NewRuntimeServiceClient(conn).Version(k.Ctx(), &cri.VersionRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("the runtime service on the image socket: %v, want Unimplemented", err)
+	}
+	if err := k.D.Kill(); err != nil { // leaves both sockets behind
+		t.Fatal(err)
+	}
+	if err := k.D.Launch(k.Ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cri.NewImageServiceClient(conn).ListImages(k.Ctx(), &cri.ListImagesRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Errorf("images after a restart: %v", err)
+	}
+	if _, err := k.D.Signal(syscall.SIGTERM, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the image socket is left after SIGTERM: %v", err)
+	}
+	if err := k.D.Launch(k.Ctx()); err != nil {
+		t.Fatal(err)
 	}
 }
