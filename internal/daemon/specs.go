@@ -19,7 +19,6 @@ import (
 	"github.com/berth-run/berth/internal/linux/user"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/qos"
-	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
 )
 
@@ -182,8 +181,8 @@ func (m specMaker) Pause(r pod.SpecRequest) ([]byte, error) {
 	return json.Marshal(generated)
 }
 
-func (specMaker) Exec(configJSON []byte, cmd []string, tty bool, size runtime.Size) ([]byte, error) {
-	return spec.ExecJSON(configJSON, cmd, tty, size.Width, size.Height)
+func (m specMaker) Exec(configJSON []byte, e spec.Exec) ([]byte, error) {
+	return spec.ExecJSON(configJSON, e, m.host)
 }
 
 func (m specMaker) Update(old, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {

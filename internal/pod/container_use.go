@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-run/berth/internal/nri"
 	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
 )
 
 // ExecSync runs a command in a running container and returns its output and exit code. With a timeout above 0 the
@@ -45,11 +46,20 @@ func (c *Container) execProcess(cmd []string, tty bool, size runtime.Size) ([]by
 	if err != nil {
 		return nil, fmt.Errorf("%s: exec: %w", c, err)
 	}
-	process, err := c.m.parts.Specs.Exec(config, cmd, tty, size)
+	process, err := c.m.parts.Specs.Exec(config, spec.Exec{Cmd: cmd, TTY: tty, Width: size.Width, Height: size.Height, OOMScoreAdj: c.updatedOOMScore()})
 	if err != nil {
 		return nil, fmt.Errorf("%s: exec: %w", c, err)
 	}
 	return process, nil
+}
+
+// updatedOOMScore is what an update has set that is not in the config.json; nil: none.
+func (c *Container) updatedOOMScore() *int64 {
+	now := c.Status().Resources.GetOomScoreAdj()
+	if now == c.Config.GetLinux().GetResources().GetOomScoreAdj() {
+		return nil
+	}
+	return &now
 }
 
 // running finds a container that runs, with its shim.

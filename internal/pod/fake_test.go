@@ -29,6 +29,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/spec"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 )
 
@@ -314,8 +315,8 @@ func (fakeSpecs) Container(r SpecRequest) (ContainerSpec, error) {
 	return ContainerSpec{JSON: raw, StopSignal: 15}, err
 }
 func (fakeSpecs) Pause(SpecRequest) ([]byte, error) { return []byte("{}"), nil }
-func (fakeSpecs) Exec(_ []byte, cmd []string, _ bool, _ runtime.Size) ([]byte, error) {
-	return json.Marshal(cmd)
+func (fakeSpecs) Exec(_ []byte, e spec.Exec) ([]byte, error) {
+	return json.Marshal(e.Cmd)
 }
 func (fakeSpecs) Update(_, new *runtimeapi.LinuxContainerResources) ([]byte, *runtimeapi.LinuxContainerResources, error) {
 	return []byte("{}"), new, nil

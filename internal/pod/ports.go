@@ -143,9 +143,8 @@ type Specs interface {
 	// Container returns config.json and what was resolved on the way.
 	Container(SpecRequest) (ContainerSpec, error)
 	Pause(SpecRequest) ([]byte, error)
-	// Exec returns an OCI process like the one of the config.json given, with another command. A terminal begins with that size,
-	// if it is known.
-	Exec(configJSON []byte, cmd []string, tty bool, size runtime.Size) ([]byte, error)
+	// Exec returns an OCI process like the one of the config.json given, with another command.
+	Exec(configJSON []byte, e spec.Exec) ([]byte, error)
 	// Update merges new resources into old ones (zero values leave a field alone) and returns them as the
 	// OCI runtime wants them, and merged.
 	Update(old, new *runtimeapi.LinuxContainerResources) (oci []byte, merged *runtimeapi.LinuxContainerResources, err error)

@@ -53,6 +53,11 @@ func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
 		t.removeExec(e)
 		return 0, err
 	}
+	if t.options.Native {
+		if err := e.setOOMScore(t, req.Process); err != nil {
+			t.slog.Error("an exec keeps the oom_score_adj of the container's start", "container", t.id, "exec", e.id, "err", err)
+		}
+	}
 	e.process.mu.Lock()
 	child := e.process.child
 	e.process.mu.Unlock()

@@ -13,13 +13,23 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// Exec is what another process in a container differs in from the container's own.
+type Exec struct {
+	Cmd []string
+	TTY bool
+	// Width and Height, where they are not 0, are those that its terminal begins with: a program that asks at once, and never again, gets the right ones.
+	Width, Height uint16
+	// OOMScoreAdj is what an update has set since the container's start; nil: there was none.
+	OOMScoreAdj *int64
+}
+
 // ExecJSON is ExecProcess from and to JSON, for a container's config.json.
-func ExecJSON(configJSON []byte, cmd []string, tty bool, width, height uint16) ([]byte, error) {
+func ExecJSON(configJSON []byte, e Exec, host Host) ([]byte, error) {
 	s, err := readJSON(configJSON)
 	if err != nil {
 		return nil, err
 	}
-	p, err := ExecProcess(s, cmd, tty, width, height)
+	p, err := ExecProcess(s, e, host)
 	if err != nil {
 		return nil, err
 	}
@@ -50,24 +60,26 @@ func readJSON(configJSON []byte) (*specs.Spec, error) {
 	return &s, nil
 }
 
-// ExecProcess is a process like the container's own, with another command. Width and height, where they are not 0, are those that its
-// terminal begins with: a program that asks at once, and never again, gets the right ones.
-func ExecProcess(s *specs.Spec, cmd []string, tty bool, width, height uint16) (*specs.Process, error) {
-	if len(cmd) == 0 {
+// ExecProcess is a process like the container's own, with another command.
+func ExecProcess(s *specs.Spec, e Exec, host Host) (*specs.Process, error) {
+	if len(e.Cmd) == 0 {
 		return nil, invalid("cmd", "is empty")
 	}
-	if err := validArgs("cmd", cmd); err != nil {
+	if err := validArgs("cmd", e.Cmd); err != nil {
 		return nil, err
 	}
 	p := *s.Process
-	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
+	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(e.Cmd), e.TTY, nil
 	if carriesRaw(s.Process) {
-		p.Args = append([]string{rawEnvProgram, "env"}, cmd...)
+		p.Args = append([]string{rawEnvProgram, "env"}, e.Cmd...)
 	}
-	if tty && width != 0 && height != 0 {
-		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
+	if e.OOMScoreAdj != nil {
+		p.OOMScoreAdj = oomScore(*e.OOMScoreAdj, host)
 	}
-	if tty && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+	if e.TTY && e.Width != 0 && e.Height != 0 {
+		p.ConsoleSize = &specs.Box{Width: uint(e.Width), Height: uint(e.Height)}
+	}
+	if e.TTY && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		p.Env = append(slices.Clone(p.Env), "TERM=xterm")
 	}
 	return &p, nil

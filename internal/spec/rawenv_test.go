@@ -23,7 +23,7 @@ func TestBytesThatAreNotUTF8SurviveJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec, err := ExecJSON(raw, []string{"ls", "-l"}, false, 0, 0)
+	exec, err := ExecJSON(raw, Exec{Cmd: []string{"ls", "-l"}}, in.Host)
 	if err != nil {
 		t.Fatal(err)
 	}

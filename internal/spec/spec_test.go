@@ -113,7 +113,7 @@ func TestExecIsLikeTheContainersOwnProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := ExecJSON(config, []string{"sh", "-c", ""}, true, 80, 24)
+	raw, err := ExecJSON(config, Exec{Cmd: []string{"sh", "-c", ""}, TTY: true, Width: 80, Height: 24}, in.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,13 +131,29 @@ func TestExecIsLikeTheContainersOwnProcess(t *testing.T) {
 		t.Error("the container's own process was changed")
 	}
 	for _, bad := range [][]string{nil, {"a", "b\x00"}} {
-		if _, err := ExecJSON(config, bad, false, 0, 0); !errors.Is(err, ErrInvalid) {
+		if _, err := ExecJSON(config, Exec{Cmd: bad}, in.Host); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
 	for _, bad := range []string{"", "{}", "x"} {
-		if _, err := ExecJSON([]byte(bad), []string{"a"}, false, 0, 0); err == nil {
+		if _, err := ExecJSON([]byte(bad), Exec{Cmd: []string{"a"}}, in.Host); err == nil {
 			t.Errorf("%q is no spec", bad)
+		}
+	}
+}
+
+func TestExecHasTheOOMScoreOfTheLastUpdate(t *testing.T) {
+	in := ordinaryInput()
+	in.Host.OOMScoreFloor = -500
+	in.Container.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: 100}
+	s := generate(t, in)
+	for _, tc := range []struct {
+		updated *int64
+		want    int
+	}{{nil, 100}, {new(int64), 0}, {&[]int64{777}[0], 777}, {&[]int64{-900}[0], -500}} {
+		p, err := ExecProcess(s, Exec{Cmd: []string{"true"}, OOMScoreAdj: tc.updated}, in.Host)
+		if err != nil || *p.OOMScoreAdj != tc.want || *s.Process.OOMScoreAdj != 100 {
+			t.Errorf("want %d: %v, %v; the container's own %d", tc.want, *p.OOMScoreAdj, err, *s.Process.OOMScoreAdj)
 		}
 	}
 }

@@ -35,6 +35,9 @@ func updateContainer(c *kubelet.Container, r *cri.LinuxContainerResources) error
 	return err
 }
 
+// waitForScore tells the score of an exec and of its child, once that is 777: the OCI runtime starts it with the one of the container's start.
+const waitForScore = `for i in $(seq 200); do [ "$(cat /proc/$$/oom_score_adj)" = 777 ] && break; sleep 0.1; done; cat /proc/self/oom_score_adj`
+
 func TestAnUpdateIsReportedAsTheKernelTookIt(t *testing.T) {
 	t.Parallel()
 	berthOnly(t)
@@ -58,6 +61,7 @@ func TestAnUpdateIsReportedAsTheKernelTookIt(t *testing.T) {
 	equal(t, "quota in status", r.GetCpuQuota(), 30000)
 	equal(t, "oom_score_adj in status", r.GetOomScoreAdj(), 777)
 	equal(t, "oom_score_adj of all processes", c.Exec(`for p in $(pgrep -f sleep) 1; do cat /proc/$p/oom_score_adj; done | sort -u`), "777")
+	equal(t, "oom_score_adj of an exec that comes later", c.Exec(waitForScore), "777")
 
 	if err := updateContainer(c, &cri.LinuxContainerResources{OomScoreAdj: -997}); err != nil {
 		t.Fatal(err)
