@@ -77,6 +77,50 @@ func TestRunShowsLogsAndRemovesThePod(t *testing.T) {
 	}
 }
 
+// ownUsers is a pod whose users are not the host's, with a model from an image.
+const ownUsers = `
+  restartPolicy: Never
+  hostUsers: false
+  volumes: [{name: data, emptyDir: {}}, {name: model, image: {reference: "model:1"}}]
+  containers: [{name: a, image: "busybox:1", volumeMounts: [{name: data, mountPath: /data}, {name: model, mountPath: /model, subPath: v1}]}]
+`
+
+func TestRunGivesUsersThatNoOtherPodHas(t *testing.T) {
+	f := newFake(t)
+	// All blocks but one are another pod's.
+	const first, size, free = 0x70000000, 0x0fff0000, 0x70120000
+	other := &runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{{HostId: first, Length: free - first}},
+		Gids: []*runtimeapi.IDMapping{{HostId: free + 65536, Length: first + size - free - 65536}}}
+	f.addPod("b", "other", runtimeapi.PodSandboxState_SANDBOX_READY)
+	f.pods[0].config = &runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: other}}}}
+	got, left := f.runPod(t.Context(), t, ownUsers)
+	if got.code != 0 || len(left) > 0 {
+		t.Fatalf("got %+v, left %q", got, left)
+	}
+	want := []string{"pull busybox:1", "pull model:1"}
+	if calls := f.history(); !slices.Equal(calls[:2], want) {
+		t.Errorf("calls %q", calls)
+	}
+	c := f.configs[0]
+	mine := c.Linux.SecurityContext.NamespaceOptions.UsernsOptions
+	if mine.GetMode() != runtimeapi.NamespaceMode_POD || mine.Uids[0].HostId != free || mine.Gids[0].Length != 65536 {
+		t.Errorf("users %v", mine)
+	}
+	data, model := c.Mounts[0], c.Mounts[1]
+	if data.UidMappings[0].HostId != free || data.GidMappings[0].HostId != free {
+		t.Errorf("volume %v", data)
+	}
+	if model.GetImage().GetUserSpecifiedImage() != "model:1" || !strings.HasPrefix(model.Image.Image, "sha256:") || !model.Readonly || model.ImageSubPath != "v1" || model.HostPath != "" {
+		t.Errorf("image volume %v", model)
+	}
+
+	other.Uids[0].Length = size
+	if got, left = f.runPod(t.Context(), t, ownUsers); got.code == 0 || !strings.Contains(got.err, "hostUsers: false: all users that pods could have are taken") || len(left) > 0 {
+		t.Errorf("got %+v, left %q", got, left)
+	}
+}
+
 func TestRunsExitCodeIsTheFirstFailure(t *testing.T) {
 	f := newFake(t)
 	f.acts["a"], f.acts["b"], f.acts["c"] = []act{{}}, []act{{code: 7}}, []act{{code: 9}}

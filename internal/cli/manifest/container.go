@@ -3,11 +3,9 @@
 package manifest
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"path"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,6 +21,12 @@ type ContainerFacts struct {
 	PodIPs    []string
 	// VolumePath is where a volume, or a path below it, is on the host.
 	VolumePath func(volume, subPath string) (string, error)
+	// VolumeImage is the ID of the image of a volume, by the reference in the manifest.
+	VolumeImage func(reference string) string
+	// RecursiveReadOnly: the runtime handler can make read-only what is mounted below a mount.
+	RecursiveReadOnly bool
+	// FirstID is where the pod's users and groups begin on the host, if it has its own.
+	FirstID uint32
 	// HostsFile is the pod's /etc/hosts, empty for none.
 	HostsFile string
 
@@ -81,71 +85,6 @@ func (p *Pod) Container(c *corev1.Container, f ContainerFacts) (*runtimeapi.Cont
 // LogPath is a container's log below the pod's log folder, as the kubelet names it.
 func LogPath(container string, attempt uint32) string {
 	return fmt.Sprintf("%s/%d.log", container, attempt)
-}
-
-func (p *Pod) mounts(c *corev1.Container, f ContainerFacts) ([]*runtimeapi.Mount, error) {
-	var all []*runtimeapi.Mount
-	taken := map[string]bool{}
-	for i, m := range c.VolumeMounts {
-		out, err := p.mount(c, m, f)
-		if err == nil && taken[path.Clean(m.MountPath)] {
-			err = fmt.Errorf("mountPath: %q is used twice", m.MountPath)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("volumeMounts[%d].%w", i, err)
-		}
-		taken[path.Clean(m.MountPath)] = true
-		all = append(all, out)
-	}
-	if f.HostsFile != "" && !taken["/etc/hosts"] {
-		all = append(all, &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: f.HostsFile})
-	}
-	return all, nil
-}
-
-func (p *Pod) mount(c *corev1.Container, m corev1.VolumeMount, f ContainerFacts) (*runtimeapi.Mount, error) {
-	switch {
-	case p.Volume(m.Name) == nil:
-		return nil, fmt.Errorf("name: there is no volume %q", m.Name)
-	case !path.IsAbs(m.MountPath) || path.Clean(m.MountPath) == "/":
-		return nil, fmt.Errorf("mountPath: %q is not an absolute path below /", m.MountPath)
-	case m.SubPath != "" && !localPath(m.SubPath):
-		return nil, fmt.Errorf("subPath: %q must be relative and not lead out of the volume", m.SubPath)
-	}
-	out := &runtimeapi.Mount{ContainerPath: path.Clean(m.MountPath), Readonly: m.ReadOnly}
-	if m.MountPropagation != nil {
-		switch *m.MountPropagation {
-		case corev1.MountPropagationNone:
-		case corev1.MountPropagationHostToContainer:
-			out.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
-		case corev1.MountPropagationBidirectional:
-			if !privileged(c) {
-				return nil, errors.New("mountPropagation: Bidirectional is for privileged containers")
-			}
-			out.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
-		default:
-			return nil, fmt.Errorf("mountPropagation: %q is not one of None, HostToContainer, Bidirectional", *m.MountPropagation)
-		}
-	}
-	host, err := f.VolumePath(m.Name, m.SubPath)
-	if err != nil {
-		return nil, fmt.Errorf("name: volume %q: %w", m.Name, err)
-	}
-	out.HostPath = host
-	return out, nil
-}
-
-// localPath tells that a path stays below where it starts, by its words.
-func localPath(p string) bool {
-	if path.IsAbs(p) || strings.ContainsRune(p, 0) {
-		return false
-	}
-	for part := range strings.SplitSeq(p, "/") {
-		if part == ".." {
-			return false
-		}
-	}
-	return true
 }
 
 const (

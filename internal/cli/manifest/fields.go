@@ -50,7 +50,6 @@ var rules = func() map[string]rule {
 		"spec.serviceAccountName":            {warned, noServer, []any{"default"}},
 		"spec.serviceAccount":                {warned, noServer, []any{"default"}},
 		"spec.imagePullSecrets":              {warned, noSources + ": pull the image with `berth pull --creds-stdin` first", nil},
-		"spec.hostUsers":                     {refused, "user namespaces come with a later release", []any{true}},
 		"spec.setHostnameAsFQDN":             {refused, "", []any{false}},
 		"spec.volumes[].emptyDir.sizeLimit":  {warned, "it is not enforced", nil},
 		"spec.containers[].envFrom":          {refused, noSources, nil},
@@ -60,11 +59,10 @@ var rules = func() map[string]rule {
 		"spec.containers[].startupProbe":     {warned, noProbes, nil},
 		"spec.containers[].resources.claims": {refused, "dynamic resources need an API server", nil},
 
-		"spec.containers[].lifecycle.postStart":              {warned, noHooks, nil},
-		"spec.containers[].lifecycle.preStop":                {warned, noHooks, nil},
-		"spec.containers[].terminationMessagePath":           {warned, "nobody reads the message", []any{"/dev/termination-log"}},
-		"spec.containers[].terminationMessagePolicy":         {warned, "nobody reads the message", []any{"File"}},
-		"spec.containers[].volumeMounts[].recursiveReadOnly": {refused, "", []any{"Disabled"}},
+		"spec.containers[].lifecycle.postStart":      {warned, noHooks, nil},
+		"spec.containers[].lifecycle.preStop":        {warned, noHooks, nil},
+		"spec.containers[].terminationMessagePath":   {warned, "nobody reads the message", []any{"/dev/termination-log"}},
+		"spec.containers[].terminationMessagePolicy": {warned, "nobody reads the message", []any{"File"}},
 	}
 	add := func(v verdict, prefix, names string) {
 		for name := range strings.FieldsSeq(names) {
@@ -76,15 +74,15 @@ var rules = func() map[string]rule {
 	add(inside, "", "metadata spec spec.containers spec.volumes spec.volumes[].emptyDir spec.os spec.securityContext")
 	add(honoured, "metadata.", "name namespace uid labels annotations")
 	add(harmless, "metadata.", "creationTimestamp deletionGracePeriodSeconds deletionTimestamp finalizers generateName generation managedFields ownerReferences resourceVersion selfLink")
-	add(honoured, "spec.", "restartPolicy terminationGracePeriodSeconds dnsPolicy dnsConfig hostNetwork hostPID hostIPC shareProcessNamespace hostname hostAliases runtimeClassName os.name")
+	add(honoured, "spec.", "restartPolicy terminationGracePeriodSeconds dnsPolicy dnsConfig hostNetwork hostPID hostIPC shareProcessNamespace hostUsers hostname hostAliases runtimeClassName os.name")
 	add(harmless, "spec.", "nodeName schedulerName tolerations topologySpreadConstraints priority priorityClassName preemptionPolicy automountServiceAccountToken enableServiceLinks overhead")
 	add(honoured, "spec.securityContext.", "runAsUser runAsGroup runAsNonRoot supplementalGroups supplementalGroupsPolicy fsGroup sysctls seccompProfile appArmorProfile seLinuxOptions")
 	add(harmless, "spec.securityContext.", "fsGroupChangePolicy seLinuxChangePolicy")
-	add(honoured, "spec.volumes[].", "name hostPath emptyDir.medium")
+	add(honoured, "spec.volumes[].", "name hostPath emptyDir.medium image")
 	add(honoured, "spec.containers[].", "name image imagePullPolicy command args workingDir env ports stdin stdinOnce tty resources.limits resources.requests lifecycle.stopSignal")
 	add(harmless, "spec.containers[].", "resizePolicy")
 	add(inside, "spec.containers[].", "resources lifecycle volumeMounts securityContext")
-	add(honoured, "spec.containers[].volumeMounts[].", "name readOnly mountPath subPath mountPropagation")
+	add(honoured, "spec.containers[].volumeMounts[].", "name readOnly recursiveReadOnly mountPath subPath mountPropagation")
 	add(honoured, "spec.containers[].securityContext.", "capabilities privileged runAsUser runAsGroup runAsNonRoot readOnlyRootFilesystem allowPrivilegeEscalation procMount seccompProfile appArmorProfile seLinuxOptions")
 	return all
 }()
@@ -124,7 +122,7 @@ func (c *fieldCheck) field(path, pattern string, v any) {
 	case refused:
 		why := r.why
 		if why == "" && strings.HasPrefix(pattern, "spec.volumes[].") {
-			why = "only emptyDir and hostPath volumes are"
+			why = "only emptyDir, hostPath and image volumes are"
 		}
 		if why != "" {
 			why = ": " + why

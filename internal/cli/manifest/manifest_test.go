@@ -21,6 +21,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // facts are the same for all golden files.
 func facts() ContainerFacts {
 	return ContainerFacts{Image: "sha256:abc", ImageUser: "", Attempt: 2, PodIPs: []string{"10.1.0.7", "fd00::7"}, HostsFile: "/pods/hosts",
+		FirstID: 0x70000000, RecursiveReadOnly: true, VolumeImage: func(ref string) string { return "sha256:of-" + ref },
 		VolumePath: func(volume, sub string) (string, error) { return filepath.Join("/pods/volumes", volume, sub), nil }}
 }
 
@@ -60,7 +61,7 @@ func converted(t *testing.T, f *os.File) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sandbox, err := pod.Sandbox(SandboxFacts{LogDir: "/logs", HostDNS: &runtimeapi.DNSConfig{Servers: []string{"1.1.1.1"}, Options: []string{"ndots:1", "edns0"}}})
+	sandbox, err := pod.Sandbox(SandboxFacts{LogDir: "/logs", FirstID: 0x70000000, HostDNS: &runtimeapi.DNSConfig{Servers: []string{"1.1.1.1"}, Options: []string{"ndots:1", "edns0"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +91,26 @@ func converted(t *testing.T, f *os.File) []byte {
 
 const head = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"
 
+// mounted is a pod with one mount of an empty folder.
+func mounted(fields string) string {
+	return head + "  volumes: [{name: v, emptyDir: {}}]\n  containers: [{name: a, image: i, volumeMounts: [{name: v, mountPath: /x, " + fields + "}]}]\n"
+}
+
+func TestRecursiveReadOnlyIfPossibleDependsOnTheHandler(t *testing.T) {
+	pod, err := Read(strings.NewReader(mounted("readOnly: true, recursiveReadOnly: IfPossible")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, can := range []bool{true, false} {
+		f := facts()
+		f.RecursiveReadOnly = can
+		c, err := pod.Container(&pod.Spec.Containers[0], f)
+		if err != nil || c.Mounts[0].RecursiveReadOnly != can || !c.Mounts[0].Readonly {
+			t.Errorf("handler can: %v, mount %v, %v", can, c.GetMounts(), err)
+		}
+	}
+}
+
 func TestWhatCannotBeHonouredIsRefusedByName(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"", "is empty"},
@@ -117,6 +138,13 @@ func TestWhatCannotBeHonouredIsRefusedByName(t *testing.T) {
 		{head + "  restartPolicy: Maybe\n  containers: [{name: a, image: i}]\n", `spec.restartPolicy: "Maybe" is not one of Always, OnFailure, Never`},
 		{head + "  hostPID: true\n  shareProcessNamespace: true\n  containers: [{name: a, image: i}]\n", "spec.shareProcessNamespace: cannot be combined with hostPID"},
 		{head + "  containers: [{name: a, image: i, ports: [{containerPort: 1, hostPort: 70000}]}]\n", "ports[0].hostPort: 70000 is not between 1 and 65535"},
+		{head + "  hostUsers: false\n  hostPID: true\n  containers: [{name: a, image: i}]\n", "spec.hostUsers: false cannot be combined with hostPID or hostIPC"},
+		{head + "  volumes: [{name: v, image: {pullPolicy: Never}}]\n  containers: [{name: a, image: i}]\n", "spec.volumes[0].image.reference: is missing"},
+		{head + "  volumes: [{name: v, image: {reference: i, pullPolicy: X}}]\n  containers: [{name: a, image: i}]\n", `spec.volumes[0].image.pullPolicy: "X" is not one of`},
+		{head + "  volumes: [{name: v, image: {reference: i}, emptyDir: {}}]\n  containers: [{name: a, image: i}]\n", "spec.volumes[0]: is more than one of"},
+		{mounted("recursiveReadOnly: Enabled"), "volumeMounts[0].recursiveReadOnly: Enabled wants readOnly: true"},
+		{mounted("readOnly: true, recursiveReadOnly: IfPossible, mountPropagation: HostToContainer"), "recursiveReadOnly: IfPossible cannot be combined with mountPropagation"},
+		{mounted("readOnly: true, recursiveReadOnly: Perhaps"), `recursiveReadOnly: "Perhaps" is not one of Disabled, IfPossible, Enabled`},
 		{head + "  ephemeralContainers: [{name: e, image: i}]\n  containers: [{name: a, image: i}]\n", "spec.ephemeralContainers: is not supported by berth run"},
 	} {
 		if pod, err := Read(strings.NewReader(c.text)); err == nil {

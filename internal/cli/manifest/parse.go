@@ -138,33 +138,13 @@ func (p *Pod) defaults() {
 		p.Spec.TerminationGracePeriodSeconds = &grace
 	}
 	for _, c := range p.all() {
-		if c.ImagePullPolicy != "" {
-			continue
-		}
-		c.ImagePullPolicy = corev1.PullIfNotPresent
-		if latest(c.Image) {
-			c.ImagePullPolicy = impliedAlways
+		c.ImagePullPolicy = defaultPolicy(c.ImagePullPolicy, c.Image)
+	}
+	for i := range p.Spec.Volumes {
+		if im := p.Spec.Volumes[i].Image; im != nil {
+			im.PullPolicy = defaultPolicy(im.PullPolicy, im.Reference)
 		}
 	}
-}
-
-// impliedAlways is Always because nothing else was said of an image without a fixed tag.
-const impliedAlways corev1.PullPolicy = "Always (implied)"
-
-// PullAlways tells whether an image is pulled even if it is there; implied, that the manifest did not say so.
-func PullAlways(c *corev1.Container) (always, implied bool) {
-	implied = c.ImagePullPolicy == impliedAlways
-	return implied || c.ImagePullPolicy == corev1.PullAlways, implied
-}
-
-// latest tells that a reference has no tag and no digest, or the tag latest.
-func latest(ref string) bool {
-	if strings.Contains(ref, "@") {
-		return false
-	}
-	name := ref[strings.LastIndexByte(ref, '/')+1:]
-	_, tag, tagged := strings.Cut(name, ":")
-	return !tagged || tag == "latest"
 }
 
 // all are the init containers, then the others.
@@ -210,6 +190,9 @@ func (p *Pod) validate() error {
 	if len(p.Spec.Containers) == 0 {
 		bad("spec.containers", "is empty")
 	}
+	if p.OwnUsers() && (p.Spec.HostPID || p.Spec.HostIPC) {
+		bad("spec.hostUsers", "false cannot be combined with hostPID or hostIPC")
+	}
 	if p.Spec.HostPID && p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace {
 		bad("spec.shareProcessNamespace", "cannot be combined with hostPID")
 	}
@@ -238,14 +221,12 @@ func (p *Pod) validateContainers() []error {
 		if c.Image == "" {
 			errs = append(errs, fmt.Errorf("%s.image: is missing", field))
 		}
-		switch c.ImagePullPolicy {
-		case corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever, impliedAlways:
-		default:
-			errs = append(errs, fmt.Errorf("%s.imagePullPolicy: %q is not one of Always, IfNotPresent, Never", field, c.ImagePullPolicy))
+		if err := validPolicy(c.ImagePullPolicy); err != nil {
+			errs = append(errs, fmt.Errorf("%s.imagePullPolicy: %w", field, err))
 		}
 		// The same conversion as later, with values that stand for those that are not known yet.
 		_, err := p.Container(c, ContainerFacts{Image: c.Image, PodIPs: []string{"0.0.0.0"},
-			VolumePath: func(volume, _ string) (string, error) { return "/" + volume, nil }, dry: true})
+			VolumePath: func(volume, _ string) (string, error) { return "/" + volume, nil }, VolumeImage: func(ref string) string { return ref }, dry: true})
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -266,46 +247,6 @@ func (p *Pod) Field(c *corev1.Container) string {
 		}
 	}
 	return "spec.containers[?]"
-}
-
-func (p *Pod) validateVolumes() []error {
-	var errs []error
-	seen := map[string]bool{}
-	for i, v := range p.Spec.Volumes {
-		field := fmt.Sprintf("spec.volumes[%d]", i)
-		if why := validation.IsDNS1123Label(v.Name); len(why) > 0 {
-			errs = append(errs, fmt.Errorf("%s.name: %q: %s", field, v.Name, why[0]))
-		}
-		if seen[v.Name] {
-			errs = append(errs, fmt.Errorf("%s.name: %q is used twice", field, v.Name))
-		}
-		seen[v.Name] = true
-		switch {
-		case v.EmptyDir != nil && v.HostPath != nil:
-			errs = append(errs, fmt.Errorf("%s: is both emptyDir and hostPath", field))
-		case v.EmptyDir != nil:
-			if m := v.EmptyDir.Medium; m != corev1.StorageMediumDefault && m != corev1.StorageMediumMemory {
-				errs = append(errs, fmt.Errorf("%s.emptyDir.medium: %q is not supported: leave it out, or Memory", field, m))
-			}
-		case v.HostPath != nil:
-			if !strings.HasPrefix(v.HostPath.Path, "/") {
-				errs = append(errs, fmt.Errorf("%s.hostPath.path: %q is not absolute", field, v.HostPath.Path))
-			}
-		default: // a volume of no kind is an empty folder in the API
-			p.Spec.Volumes[i].EmptyDir = &corev1.EmptyDirVolumeSource{}
-		}
-	}
-	return errs
-}
-
-// Volume is the volume of that name, nil if there is none.
-func (p *Pod) Volume(name string) *corev1.Volume {
-	for i := range p.Spec.Volumes {
-		if p.Spec.Volumes[i].Name == name {
-			return &p.Spec.Volumes[i]
-		}
-	}
-	return nil
 }
 
 // Hostname is what the pod is called inside; a host network pod has the host's.

@@ -19,11 +19,13 @@ type SandboxFacts struct {
 	LogDir string
 	// HostDNS is what the host's resolv.conf says; the manifest's dnsConfig is added to it.
 	HostDNS *runtimeapi.DNSConfig
+	// FirstID is as in ContainerFacts.
+	FirstID uint32
 }
 
 // Sandbox is the pod as RunPodSandbox wants it.
 func (p *Pod) Sandbox(f SandboxFacts) (*runtimeapi.PodSandboxConfig, error) {
-	security, err := p.sandboxSecurity()
+	security, err := p.sandboxSecurity(f.FirstID)
 	if err != nil {
 		return nil, err
 	}
@@ -66,14 +68,15 @@ func (p *Pod) Handler() string {
 	return *p.Spec.RuntimeClassName
 }
 
-func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
+func (p *Pod) namespaces(firstID uint32) *runtimeapi.NamespaceOption {
 	mode := func(host bool) runtimeapi.NamespaceMode {
 		if host {
 			return runtimeapi.NamespaceMode_NODE
 		}
 		return runtimeapi.NamespaceMode_POD
 	}
-	o := &runtimeapi.NamespaceOption{Network: mode(p.Spec.HostNetwork), Ipc: mode(p.Spec.HostIPC), Pid: runtimeapi.NamespaceMode_CONTAINER}
+	o := &runtimeapi.NamespaceOption{Network: mode(p.Spec.HostNetwork), Ipc: mode(p.Spec.HostIPC), Pid: runtimeapi.NamespaceMode_CONTAINER,
+		UsernsOptions: p.userNamespace(firstID)}
 	switch {
 	case p.Spec.HostPID:
 		o.Pid = runtimeapi.NamespaceMode_NODE
@@ -83,8 +86,8 @@ func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
 	return o
 }
 
-func (p *Pod) sandboxSecurity() (*runtimeapi.LinuxSandboxSecurityContext, error) {
-	out := &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: p.namespaces(),
+func (p *Pod) sandboxSecurity(firstID uint32) (*runtimeapi.LinuxSandboxSecurityContext, error) {
+	out := &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: p.namespaces(firstID),
 		Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}}
 	for _, c := range p.all() {
 		out.Privileged = out.Privileged || privileged(c)

@@ -33,7 +33,7 @@ func (p *Pod) security(c *corev1.Container, f ContainerFacts) (*runtimeapi.Linux
 	}
 	out := &runtimeapi.LinuxContainerSecurityContext{
 		Privileged:         privileged(c),
-		NamespaceOptions:   p.namespaces(),
+		NamespaceOptions:   p.namespaces(f.FirstID),
 		ReadonlyRootfs:     own.ReadOnlyRootFilesystem != nil && *own.ReadOnlyRootFilesystem,
 		NoNewPrivs:         own.AllowPrivilegeEscalation != nil && !*own.AllowPrivilegeEscalation,
 		SupplementalGroups: p.groups(),

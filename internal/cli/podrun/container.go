@@ -28,65 +28,12 @@ const (
 	steady     = 10 * time.Minute
 )
 
-// pullAll fetches the images before anything is made, each once.
-func (r *run) pullAll(ctx context.Context) error {
-	for _, list := range [][]corev1.Container{r.Pod.Spec.InitContainers, r.Pod.Spec.Containers} {
-		for i := range list {
-			if err := r.image(ctx, &list[i]); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// image makes a container's image be there.
-func (r *run) image(ctx context.Context, c *corev1.Container) error {
-	if r.images[c.Image] != nil {
-		return nil
-	}
-	have, err := r.imageStatus(ctx, c.Image)
-	if err != nil {
-		return err
-	}
-	always, implied := manifest.PullAlways(c)
-	switch {
-	case have != nil && !always:
-		r.images[c.Image] = have
-		return nil
-	case have == nil && c.ImagePullPolicy == corev1.PullNever:
-		return fmt.Errorf("container %s: image %s is not here, and imagePullPolicy is Never", c.Name, c.Image)
-	}
-	if err := r.Pull(ctx, c.Image); err != nil {
-		if have == nil || !implied || ctx.Err() != nil {
-			return err
-		}
-		r.Note("%v; the image that is here is used", err)
-		r.images[c.Image] = have
-		return nil
-	}
-	if have, err = r.imageStatus(ctx, c.Image); err != nil {
-		return err
-	}
-	if have == nil {
-		return fmt.Errorf("container %s: image %s was pulled and is gone", c.Name, c.Image)
-	}
-	r.images[c.Image] = have
-	return nil
-}
-
-func (r *run) imageStatus(ctx context.Context, ref string) (*runtimeapi.Image, error) {
-	rpc, cancel := r.Client.Read(ctx)
-	defer cancel()
-	answer, err := r.Client.Images.ImageStatus(rpc, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
-	return answer.GetImage(), r.Client.Error("image "+ref, err)
-}
-
 // start makes and starts one attempt of a container.
 func (r *run) start(ctx context.Context, c *corev1.Container, attempt uint32) (id string, err error) {
 	image := r.images[c.Image]
 	facts := manifest.ContainerFacts{Image: image.GetId(), ImageUser: image.GetUsername(), Attempt: attempt, PodIPs: r.ips,
-		VolumePath: r.files.volume, HostsFile: r.files.hosts}
+		VolumePath: r.files.volume, VolumeImage: func(ref string) string { return r.images[ref].GetId() }, HostsFile: r.files.hosts,
+		FirstID: r.firstID, RecursiveReadOnly: r.recursiveReadOnly}
 	if uid := image.GetUid(); uid != nil {
 		facts.ImageUID = &uid.Value
 	}

@@ -82,6 +82,9 @@ func makeFiles(in Folders, logDir string, pod *manifest.Pod) (*files, error) {
 }
 
 func (f *files) makeVolume(v *corev1.Volume, security *corev1.PodSecurityContext) error {
+	if v.Image != nil { // the runtime's
+		return nil
+	}
 	if v.HostPath != nil {
 		f.volumes[v.Name] = filepath.Clean(v.HostPath.Path)
 		return checkHostPath(v)
@@ -195,12 +198,18 @@ func (f *files) volume(name, sub string) (string, error) {
 	return filepath.Join(dir, at), nil
 }
 
-func (f *files) writeHosts(text string) error {
+// writeHosts makes the hosts file, which belongs to the pod's root.
+func (f *files) writeHosts(text string, root int) error {
 	path := filepath.Join(f.dir, "hosts")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("hosts file of the pod: %w", err)
 	}
 	f.hosts = path
+	if root != 0 {
+		if err := os.Chown(path, root, root); err != nil {
+			return fmt.Errorf("hosts file of the pod: %w", err)
+		}
+	}
 	return os.Chmod(path, 0o644) // whatever the umask: every user of the pod reads it
 }
 

@@ -88,6 +88,10 @@ type run struct {
 	podID  string
 	ips    []string
 	config *runtimeapi.PodSandboxConfig
+	// firstID is where the pod's users and groups begin on the host, if it has its own.
+	firstID uint32
+	// recursiveReadOnly: the runtime handler can make mounts so.
+	recursiveReadOnly bool
 }
 
 func (r *run) grace() time.Duration {
@@ -97,6 +101,12 @@ func (r *run) grace() time.Duration {
 // up brings everything up in order; attached, it goes on until the containers have ended.
 func (r *run) up(ctx context.Context) (code int, err error) {
 	if err := r.pullAll(ctx); err != nil {
+		return 0, err
+	}
+	if err := r.abilities(ctx); err != nil {
+		return 0, err
+	}
+	if r.firstID, err = r.freeIDs(ctx); err != nil {
 		return 0, err
 	}
 	if r.files, err = makeFiles(r.Folders, r.LogDir, r.Pod); err != nil {
@@ -183,7 +193,7 @@ func (r *run) restarts(code int) bool {
 
 // sandbox makes the pod's sandbox, and the files that need its address.
 func (r *run) sandbox(ctx context.Context) error {
-	facts := manifest.SandboxFacts{LogDir: r.files.logs}
+	facts := manifest.SandboxFacts{LogDir: r.files.logs, FirstID: r.firstID}
 	var err error
 	if r.Pod.Spec.DNSConfig != nil {
 		if facts.HostDNS, err = hostDNS(); err != nil {
@@ -215,7 +225,7 @@ func (r *run) sandbox(ctx context.Context) error {
 	if r.Pod.Spec.HostNetwork {
 		return nil
 	}
-	return r.files.writeHosts(r.Pod.HostsFile(r.ips))
+	return r.files.writeHosts(r.Pod.HostsFile(r.ips), int(r.firstID))
 }
 
 // down ends and removes what up has made, as far as it came. What containers say at their end is still shown.
