@@ -179,7 +179,7 @@ func (f *fakeCRI) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 		return nil, err
 	}
 	return &runtimeapi.PodSandboxStatusResponse{Status: &runtimeapi.PodSandboxStatus{Id: p.Id, Metadata: p.Metadata, State: p.State,
-		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
+		Linux:   &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
 		Network: &runtimeapi.PodSandboxNetworkStatus{Ip: "10.1.0.7"}}}, nil
 }
 

@@ -29,8 +29,8 @@ import (
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
-	"github.com/berth-run/berth/internal/spec"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
+	"github.com/berth-run/berth/internal/spec"
 )
 
 // world is a node made of maps. It outlives the managers that work on it: a crash starts a new life, and whatever
