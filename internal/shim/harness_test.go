@@ -110,12 +110,13 @@ func startShim(t testing.TB) *testShim {
 	if os.Geteuid() != 0 {
 		t.Fatal("the shim's tests start containers: they need root")
 	}
+	runc := runcBinary(t) // ends the test where there is none
 	base, err := os.MkdirTemp("", "berth-shim-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &testShim{
-		TB: t, dir: filepath.Join(base, "pod"), logs: filepath.Join(base, "logs"), runc: runcBinary(t),
+		TB: t, dir: filepath.Join(base, "pod"), logs: filepath.Join(base, "logs"), runc: runc,
 		cgroup: "/" + filepath.Base(base), exited: make(chan struct{}),
 	}
 	for _, dir := range []string{s.dir, s.logs} {
