@@ -250,7 +250,7 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 		return facts, err
 	}
 	return spec.Host{NoHugePages: !slices.Contains(controllers, "hugetlb"), CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
-		AppArmor: host.AppArmor(), SELinux: host.SELinux()}, nil
+		AppArmor: host.AppArmor(), SELinux: host.SELinux(), NoX32: host.NoX32()}, nil
 }
 
 func (d *daemon) imageConfig() image.Config {

@@ -212,6 +212,9 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 	pidFile := filepath.Join(t.bundle, "exec-"+e.id+".pid")
 	defer os.Remove(pidFile) // the runtime may not have come to writing it
 	call := &runtimeCall{options: t.options, extra: specFile}
+	if t.options.Native {
+		call.env = oneThread
+	}
 	call.args = []string{"exec", "--detach", "--process", fdPath(runtimeExtraFD), "--pid-file", pidFile}
 	if e.tty {
 		call.stdio, err = newTerminal(t.runtime.null, t.bundle, "console-"+e.id[:min(len(e.id), 32)])

@@ -46,6 +46,16 @@ func TestExecStreams(t *testing.T) {
 	}
 }
 
+func TestExecHasItsSpecsEnvironmentAlone(t *testing.T) {
+	s := startShim(t)
+	id := s.run(testContainer{script: "sleep 1000"})
+	e := s.exec(id, false, "env")
+	if out := s.receive(e.stdout, 10*time.Second); !strings.Contains(out, "PATH=") || strings.Contains(out, "GOMAXPROCS") {
+		t.Errorf("environment: %q", out)
+	}
+	s.deleteExec(id, e)
+}
+
 func TestExecMovesManyBytesBothWays(t *testing.T) {
 	s := startShim(t)
 	id := s.run(testContainer{script: "sleep 1000"})

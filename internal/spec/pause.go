@@ -49,5 +49,5 @@ func GeneratePause(in Input) (*specs.Spec, error) {
 		}),
 	}
 	// Whatever the pod's own profile is: that one is for the pod's programs, and this one is ours.
-	return s, applySeccomp(s, Profile{Default: true})
+	return s, applySeccomp(s, Profile{Default: true}, in.Host)
 }

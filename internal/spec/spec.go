@@ -100,6 +100,8 @@ type Host struct {
 	AppArmorDefault string
 	// SELinux: the kernel has it.
 	SELinux bool
+	// NoX32: the kernel knows no system calls of the x32 ABI.
+	NoX32 bool
 }
 
 // Device is a device node.
@@ -144,7 +146,7 @@ func Generate(in Input) (*specs.Spec, error) {
 	if sc.GetPrivileged() {
 		return s, nil
 	}
-	if err := applySeccomp(s, in.Profile); err != nil {
+	if err := applySeccomp(s, in.Profile, in.Host); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +80,24 @@ func allows(s *specs.Spec, call string) bool {
 	return slices.ContainsFunc(s.Linux.Seccomp.Syscalls, func(c specs.LinuxSyscall) bool {
 		return c.Action == specs.ActAllow && len(c.Args) == 0 && slices.Contains(c.Names, call)
 	})
+}
+
+func TestOnlyTheDefaultSeccompProfileLeavesOutX32WhereTheKernelHasNone(t *testing.T) {
+	in := ordinaryInput()
+	in.Profile = Profile{Default: true}
+	with := generate(t, in).Linux.Seccomp
+	in.Host.NoX32 = true
+	without := generate(t, in).Linux.Seccomp
+	if slices.Contains(without.Architectures, specs.ArchX32) || !reflect.DeepEqual(with.Syscalls, without.Syscalls) {
+		t.Errorf("%v, %d rules of %d", without.Architectures, len(without.Syscalls), len(with.Syscalls))
+	}
+	if runtime.GOARCH == "amd64" && (!slices.Contains(with.Architectures, specs.ArchX32) || !slices.Contains(without.Architectures, specs.ArchX86)) {
+		t.Errorf("%v and %v", with.Architectures, without.Architectures)
+	}
+	in.Profile = Profile{Path: "p.json", JSON: []byte(`{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X32"]}`)}
+	if own := generate(t, in).Linux.Seccomp; !slices.Contains(own.Architectures, specs.ArchX32) {
+		t.Errorf("a profile of somebody's own: %v", own.Architectures)
+	}
 }
 
 func TestALocalSeccompProfileIsTakenOrAnError(t *testing.T) {

@@ -3,8 +3,11 @@
 package host
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -162,5 +165,30 @@ func TestDevicesOfAFolder(t *testing.T) {
 		if all, err := DevicesAt(path); !errors.Is(err, want) {
 			t.Errorf("%s: %+v, %v", path, all, err)
 		}
+	}
+}
+
+func TestNoX32IsWhatTheKernelWasBuiltWith(t *testing.T) {
+	config, err := os.Open("/proc/config.gz")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the kernel does not tell its configuration")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer config.Close()
+	plain, err := gzip.NewReader(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if NoX32() && bytes.Contains(text, []byte("CONFIG_X86_X32_ABI=y")) {
+		t.Error("the kernel has x32")
+	}
+	if status, err := os.ReadFile("/proc/self/status"); err != nil || bytes.Contains(status, []byte("Seccomp:\t0")) && !NoX32() && !bytes.Contains(text, []byte("CONFIG_X86_X32_ABI=y")) {
+		t.Errorf("the kernel has no x32, %v", err)
 	}
 }
