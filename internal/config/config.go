@@ -67,7 +67,13 @@ type Network struct {
 type Registry struct {
 	ConfigPath             string
 	MaxConcurrentDownloads int
-	StallTimeout           time.Duration
+	// MaxPerRegistry bounds downloads from one registry; 0: no bound of its own.
+	MaxPerRegistry int
+	// LayerConnections is how many free downloads one large layer may use.
+	LayerConnections int
+	StallTimeout     time.Duration
+	// CredentialFiles are in the form of docker's config.json.
+	CredentialFiles []string
 }
 
 // Images says how the node keeps images.
@@ -82,6 +88,8 @@ type Images struct {
 	Pinned []string
 	// Socket is a second one, for the ImageService alone; empty: none.
 	Socket string
+	// UnpackTimeout bounds the unpacking of one layer.
+	UnpackTimeout time.Duration
 }
 
 // ConfigPaths is ConfigPath as the list of folders that it is.
@@ -220,9 +228,11 @@ func base() *Config {
 		Registry: Registry{
 			ConfigPath:             "/etc/berth/certs.d",
 			MaxConcurrentDownloads: 4,
+			LayerConnections:       4,
+			CredentialFiles:        []string{},
 			StallTimeout:           60 * time.Second,
 		},
-		Images:    Images{Snapshotter: "auto", Sync: true, Pinned: []string{}},
+		Images:    Images{Snapshotter: "auto", Sync: true, Pinned: []string{}, UnpackTimeout: time.Hour},
 		Runtimes:  map[string]*Runtime{"runc": newRuntime()},
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},

@@ -257,7 +257,9 @@ func (d *daemon) imageConfig() image.Config {
 	c := d.cfg
 	return image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
 		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout,
-		Snapshotter: c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
+		MaxPerRegistry: c.Registry.MaxPerRegistry, LayerConnections: c.Registry.LayerConnections, CredentialFiles: c.Registry.CredentialFiles,
+		UnpackTimeout: c.Images.UnpackTimeout,
+		Snapshotter:   c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
 }
 
 func (d *daemon) networkConfig() network.Config {

@@ -56,6 +56,10 @@ func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
 	if here, err := p.here(ctx, desc); here || err != nil {
 		return err
 	}
+	if err := p.session.Acquire(ctx); err != nil {
+		return err
+	}
+	defer p.session.Release()
 	if err := p.s.downloads.Acquire(ctx, 1); err != nil {
 		return err
 	}
@@ -150,7 +154,7 @@ func (p *puller) attempt(ctx context.Context, desc ocispec.Descriptor) (int64, e
 	if before.Offset > desc.Size {
 		return 0, fmt.Errorf("%d bytes of %d: %w", before.Offset, desc.Size, errdefs.ErrFailedPrecondition)
 	}
-	r, err := p.session.Fetch(ctx, desc)
+	r, err := p.session.FetchParts(ctx, desc, p.s.cfg.LayerConnections, p.session.Share(p.s.downloads))
 	if err != nil {
 		return 0, err
 	}

@@ -113,6 +113,20 @@ func (u *unpacking) unpackInto(ctx context.Context, desc ocispec.Descriptor, fol
 	}
 	defer u.s.unpacks.Release(1)
 	u.progress.at("unpack")
+	// Only now: what a layer waits for before, the network and others, has other limits.
+	if limit := u.s.cfg.UnpackTimeout; limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s: %w", limit, ErrUnavailable))
+		defer cancel()
+	}
+	l, err := u.unpackNow(ctx, desc, folder)
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return l, err
+}
+
+func (u *unpacking) unpackNow(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
 	if u.s.erofs {
 		l, err := u.convert(ctx, desc, blobOf(folder))
 		if err == nil {

@@ -61,6 +61,14 @@ type Config struct {
 	MaxConcurrentDownloads int
 	// StallTimeout is how long a download may bring next to nothing before it is begun again where it stopped.
 	StallTimeout time.Duration
+	// MaxPerRegistry bounds downloads from one registry; 0: only MaxConcurrentDownloads does.
+	MaxPerRegistry int
+	// LayerConnections is how many of these downloads a single large layer may use while they are free; at most 1: layers are not fetched in parts.
+	LayerConnections int
+	// CredentialFiles are asked for the credentials of pulls that bring none: docker's config.json with auths, credHelpers and credsStore.
+	CredentialFiles []string
+	// UnpackTimeout bounds the unpacking of one layer; 0: nothing does.
+	UnpackTimeout time.Duration
 	// KeepLayers keeps compressed layers after they are unpacked. Nothing here needs them, and they take up to half of the space.
 	KeepLayers bool
 	// SkipSync records images without waiting for the disk: quicker, but a power cut can leave empty files in them.
@@ -166,7 +174,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 }
 
 func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err error) {
-	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent}, log),
+	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent,
+		MaxPerRegistry: cfg.MaxPerRegistry, CredentialFiles: cfg.CredentialFiles}, log),
 		platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
 		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, sizes: map[string]usage{},
 		chains: map[string]*chain{}, users: map[string][]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -38,6 +39,14 @@ type Config struct {
 	StallTimeout time.Duration
 	// UserAgent is how requests introduce themselves.
 	UserAgent string
+	// MaxPerRegistry bounds blobs that are fetched from one registry at a time; 0: nothing of its own does.
+	MaxPerRegistry int
+	// PartSize is how much of a large blob one request asks for; 0: 8 MiB.
+	PartSize int64
+	// CredentialFiles are asked when a Request has no credentials: in the form of docker's config.json.
+	CredentialFiles []string
+	// HelperTime bounds a credential helper; 0: 10 s.
+	HelperTime time.Duration
 }
 
 // Client talks to all registries.
@@ -45,10 +54,22 @@ type Client struct {
 	cfg   Config
 	log   *slog.Logger
 	downs downs
+	// buffers are parts of blobs in memory.
+	buffers *semaphore.Weighted
+	limits  limits
+	tokens  *tokens
 }
 
 // New makes a Client.
-func New(cfg Config, log *slog.Logger) *Client { return &Client{cfg: cfg, log: log} }
+func New(cfg Config, log *slog.Logger) *Client {
+	if cfg.PartSize == 0 {
+		cfg.PartSize = partSize
+	}
+	if cfg.HelperTime == 0 {
+		cfg.HelperTime = helperTime
+	}
+	return &Client{cfg: cfg, log: log, buffers: semaphore.NewWeighted(maxBuffers), tokens: newTokens()}
+}
 
 // Request says which repository a Session is for.
 type Request struct {
@@ -65,26 +86,28 @@ type Session struct {
 	hosts    []docker.RegistryHost // the last is the registry itself, the others are mirrors
 	plain    bool                  // hosts.toml allows plain HTTP
 	direct   atomic.Bool
+	whole    atomic.Bool // a host sends no parts of blobs
+	limit    *limit
 	resolver remotes.Resolver
 	bases    []*http.Transport
 }
 
 // Session begins to talk; it sends nothing yet.
 func (c *Client) Session(ctx context.Context, r Request) (*Session, error) {
+	domain := reference.Domain(r.Name)
+	if r.Auth == nil {
+		var err error
+		if r.Auth, err = c.configured(ctx, r.Name); err != nil {
+			return nil, err
+		}
+	}
 	user, secret, err := r.Auth.credentials()
 	if err != nil {
 		return nil, err
 	}
-	domain := reference.Domain(r.Name)
 	s := &Session{client: c, name: r.Name}
 	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
 		HostDir: func(host string) (string, error) { return hostDir(r.CertsDirs, host) },
-		Credentials: func(host string) (string, string, error) {
-			if !r.Auth.isFor(host, domain) {
-				return "", "", nil
-			}
-			return user, secret, nil
-		},
 		UpdateClient: func(hc *http.Client) error {
 			// The first call is for the transport that those of single hosts are copied from; they may have a dial timeout of their own.
 			base, ok := hc.Transport.(*http.Transport)
@@ -106,13 +129,19 @@ func (c *Client) Session(ctx context.Context, r Request) (*Session, error) {
 		return nil, fmt.Errorf("registry %s: hosts.toml leaves no host to ask: %w", domain, ErrUnavailable)
 	}
 	s.hosts = hosts
-	s.prepare(r.Auth, domain)
+	s.prepare(func(host string) (who credentials) {
+		if r.Auth.isFor(host, domain) {
+			who = credentials{user, secret, r.Auth.RegistryToken}
+		}
+		return who
+	})
+	s.limit = c.limits.take(domain, c.cfg.MaxPerRegistry)
 	s.resolver = docker.NewResolver(docker.ResolverOptions{Hosts: s.registryHosts, Headers: http.Header{"User-Agent": {c.cfg.UserAgent}}})
 	return s, nil
 }
 
-// prepare puts our transport below each host's client, and a token that was brought along into its requests.
-func (s *Session) prepare(a *Auth, domain string) {
+// prepare puts our transport below each host's client, and what opens the host into its requests.
+func (s *Session) prepare(of func(host string) credentials) {
 	for i := range s.hosts {
 		h := &s.hosts[i]
 		if h.Scheme == "http" {
@@ -125,8 +154,10 @@ func (s *Session) prepare(a *Auth, domain string) {
 			// In place, because the host's authorizer has the same client.
 			h.Client.Transport = &transport{next: h.Client.Transport, session: s}
 		}
-		if a != nil && a.RegistryToken != "" && a.isFor(h.Host, domain) {
-			h.Authorizer = bearer{h.Host, a.RegistryToken}
+		if who := of(h.Host); who.token != "" {
+			h.Authorizer = bearer{h.Host, who.token}
+		} else {
+			h.Authorizer = s.client.tokens.authorizer(h, who)
 		}
 	}
 }
@@ -211,6 +242,7 @@ func (f *fetched) Read(p []byte) (int, error) {
 
 // Close gives up the connections that are kept for later.
 func (s *Session) Close() {
+	s.client.limits.give(s.limit)
 	for _, base := range s.bases {
 		base.CloseIdleConnections()
 	}

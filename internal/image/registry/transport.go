@@ -50,6 +50,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := t.session.mayAsk(r); err != nil {
 		return fail(err)
 	}
+	r = narrow(stripped(r))
 	pause := firstPause
 	for try := 1; ; try++ {
 		resp, err := t.once(r)
@@ -65,6 +66,10 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			// A password that is wrong once is wrong again; asking five times locks accounts.
 			wait = retryAfter(resp, wait)
 			e = readError(host, resp)
+		case forPart(r) && resp.StatusCode == http.StatusOK:
+			resp.Body.Close()
+			t.session.whole.Store(true)
+			return fail(&Error{host: host, text: "sends all of a blob where a part is asked for", class: ErrNoRange})
 		default:
 			if resp.StatusCode >= http.StatusBadRequest && resp.StatusCode != http.StatusUnauthorized {
 				seen.add(statusError(host, resp.StatusCode, nil), origin)
@@ -114,6 +119,34 @@ func rewind(r *http.Request) bool {
 	return err == nil
 }
 
+// harmless are the headers that a host which a registry redirects to gets.
+var harmless = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
+
+// stripped takes from a request that was redirected to another host what is for the first one only: credentials, and the headers of
+// hosts.toml. net/http does so for Authorization, unless just the port is another one or the host is below the first.
+func stripped(r *http.Request) *http.Request {
+	if r.Response == nil || r.Response.Request == nil || asked(r).URL.Host == r.URL.Host {
+		return r
+	}
+	r = r.Clone(r.Context())
+	kept := http.Header{}
+	for _, k := range harmless {
+		if v, ok := r.Header[k]; ok {
+			kept[k] = v
+		}
+	}
+	r.Header = kept
+	return r
+}
+
+// asked is the request that led to r by redirects.
+func asked(r *http.Request) *http.Request {
+	for r.Response != nil && r.Response.Request != nil {
+		r = r.Response.Request
+	}
+	return r
+}
+
 // worthRetry knows the statuses that pass.
 func worthRetry(code int) bool {
 	return slices.Contains([]int{http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
@@ -157,10 +190,7 @@ type blobKey struct{}
 
 // bound is how many bytes an answer to r may have: a blob's are known, all else is a document.
 func bound(r *http.Request) int64 {
-	first := r
-	for first.Response != nil && first.Response.Request != nil { // follow redirects back to what was asked for
-		first = first.Response.Request
-	}
+	first := asked(r)
 	blob, ok := r.Context().Value(blobKey{}).(ocispec.Descriptor)
 	if ok && strings.HasSuffix(first.URL.Path, "/"+blob.Digest.String()) && !first.URL.Query().Has("scope") {
 		return max(blob.Size, 0) + MaxDocument
@@ -229,6 +259,12 @@ func (s *Session) mayAsk(r *http.Request) *Error {
 	host := r.URL.Host
 	if !s.isOrigin(host) && s.client.isDown(host) {
 		return &Error{host: host, text: "was down a moment ago", class: ErrUnavailable}
+	}
+	if r.Body != nil && r.Body != http.NoBody && asked(r).URL.Host != host { // it holds a password
+		return &Error{host: host, text: "credentials are not sent to where a token server redirects", class: ErrUnauthorized}
+	}
+	if s.whole.Load() && forPart(r) {
+		return &Error{host: host, text: "no parts are asked for any more", class: ErrNoRange}
 	}
 	if r.URL.Scheme == "https" || s.plain || docker.IsLocalhost(host) {
 		return nil
