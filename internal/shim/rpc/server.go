@@ -123,15 +123,18 @@ func (s *Server) welcome(client *net.UnixConn) error {
 	if s.ended || len(s.conns) >= maxConns {
 		return fmt.Errorf("%d connections, ending %v", len(s.conns), s.ended)
 	}
-	c := &conn{server: s, client: client}
+	c := &conn{server: s, client: client, ended: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	s.conns[c] = struct{}{}
 	go c.serve()
 	return nil
 }
 
-// Shutdown cancels the calls in flight, gives their answers time to leave, and closes all connections. The
+// Shutdown cancels the calls in flight, answers them, waits for the clients to hang up, and closes all connections; all within limit. The
 // listener is the caller's.
+//
+// It is for the clients to hang up first: one that finds the connection's end right behind an answer may take the call for
+// cut off, as containerd's ttrpc client does, which looks at both and picks by chance.
 func (s *Server) Shutdown(limit time.Duration) {
 	s.mu.Lock()
 	s.ended = true
@@ -141,12 +144,18 @@ func (s *Server) Shutdown(limit time.Duration) {
 		c.cancel()
 	}
 	s.mu.Unlock()
-	answered := make(chan struct{})
-	go func() { s.calls.Wait(); close(answered) }()
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		s.calls.Wait()
+		for _, c := range conns {
+			<-c.ended
+		}
+	}()
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-answered:
+	case <-left:
 	case <-timer.C:
 	}
 	for _, c := range conns {
@@ -160,6 +169,7 @@ type conn struct {
 	client *net.UnixConn
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
+	ended  chan struct{} // closed when nothing more is read
 
 	calls int // guarded by server.mu
 
@@ -197,7 +207,12 @@ func (c *conn) serve() {
 			continue
 		}
 		last = stream
-		if err := c.call(stream, message); err != nil {
+		err := c.call(stream, message)
+		if errors.Is(err, errEnded) {
+			c.server.calls.Wait() // those before it are answered first
+			return
+		}
+		if err != nil {
 			c.refuse(stream, err)
 		}
 	}
@@ -210,6 +225,7 @@ func (c *conn) close() {
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
+	close(c.ended)
 }
 
 // call starts a call; an error is one that the client has to be told.
@@ -223,8 +239,8 @@ func (c *conn) call(stream uint32, message []byte) error {
 	if !ok {
 		return Errorf(Unimplemented, "method %s is not served", name)
 	}
-	if !c.enter() {
-		return Errorf(ResourceExhausted, "%d calls are in flight", maxCalls)
+	if err := c.enter(); err != nil {
+		return err
 	}
 	go func() {
 		defer c.leave(len(req.Payload))
@@ -240,16 +256,22 @@ func (c *conn) call(stream uint32, message []byte) error {
 	return nil
 }
 
-func (c *conn) enter() bool {
+// errEnded: the call came too late for an answer. The connection's end tells the client that it had no effect.
+var errEnded = errors.New("the server has ended")
+
+func (c *conn) enter() error {
 	s := c.server
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || c.calls >= maxCalls {
-		return false
+	if s.ended {
+		return errEnded
+	}
+	if c.calls >= maxCalls {
+		return Errorf(ResourceExhausted, "%d calls are in flight", maxCalls)
 	}
 	c.calls++
 	s.calls.Add(1)
-	return true
+	return nil
 }
 
 func (c *conn) leave(payload int) {
