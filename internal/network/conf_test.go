@@ -107,7 +107,7 @@ func TestPluginsInFilesOfTheirOwnAreRemembered(t *testing.T) {
 }
 
 // within waits for a condition; on an idle machine a second is enough.
-func within(t *testing.T, what string, ok func() bool) {
+func within(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	started := time.Now()
 	for !ok() {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 var discard = slog.New(slog.DiscardHandler)
@@ -111,7 +110,7 @@ func TestGCAndAttachKeepApart(t *testing.T) {
 	net := n.start()
 	collected := make(chan error, 1)
 	go func() { collected <- net.GC(ctx, nil) }()
-	time.Sleep(200 * time.Millisecond)
+	n.said("calls", "first GC")
 	if _, err := net.Attach(ctx, sandbox("aa")); err != nil {
 		t.Error(err)
 	}
@@ -122,7 +121,7 @@ func TestGCAndAttachKeepApart(t *testing.T) {
 
 	attached := make(chan error, 1)
 	go func() { _, err := net.Attach(ctx, sandbox("bb")); attached <- err }()
-	time.Sleep(200 * time.Millisecond)
+	n.said("calls", "first ADD")
 	if err := errors.Join(net.GC(ctx, nil), <-attached); err != nil {
 		t.Error(err)
 	}

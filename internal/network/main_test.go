@@ -59,6 +59,15 @@ func runInside() (code int, err error) {
 	return 0, nil
 }
 
+// said waits until a plugin has written text to a file of the node.
+func (n *node) said(file, text string) {
+	n.t.Helper()
+	within(n.t, file+" has "+text, func() bool {
+		data, err := os.ReadFile(filepath.Join(n.dir, file))
+		return err == nil && strings.Contains(string(data), text)
+	})
+}
+
 // node is a conf_dir, plugins and a cache of a test's own.
 type node struct {
 	t        testing.TB

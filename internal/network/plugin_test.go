@@ -37,7 +37,7 @@ func (n *node) wantDead(file string) {
 
 func TestHangingAddIsKilledWithItsChildren(t *testing.T) {
 	n := newNode(t)
-	n.cfg.AddTimeout = 300 * time.Millisecond
+	n.cfg.AddTimeout = 2 * time.Second // enough for a shell to come so far
 	n.plugin("first", `[ $CNI_COMMAND != ADD ] || { echo waiting for the agent >&2; sleep 60 & echo $! > `+n.dir+`/child; wait; }`)
 	n.write("1.conf", `{"name":"pods","type":"first"}`)
 	net := n.start()
@@ -63,8 +63,12 @@ func TestCallerWhoGoesAwayEndsThePlugin(t *testing.T) {
 	n.plugin("first", `echo $$ > `+n.dir+`/child; sleep 60`)
 	n.write("1.conf", `{"name":"pods","type":"first"}`)
 	short, cancel := context.WithCancel(ctx)
-	time.AfterFunc(200*time.Millisecond, cancel)
-	_, err := n.start().Attach(short, sandbox("aa11"))
+	defer cancel()
+	net, ended := n.start(), make(chan error, 1)
+	go func() { _, err := net.Attach(short, sandbox("aa11")); ended <- err }()
+	n.said("child", "\n")
+	cancel()
+	err := <-ended
 	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "no answer within") {
 		t.Errorf("error %v", err)
 	}
@@ -73,7 +77,7 @@ func TestCallerWhoGoesAwayEndsThePlugin(t *testing.T) {
 
 func TestHangingDelDoesNotTakeTheTimeOfTheOthers(t *testing.T) {
 	n := newNode(t)
-	n.cfg.DelTimeout = time.Second
+	n.cfg.DelTimeout = 4 * time.Second // of which each has half
 	n.plugin("first", answering("10.1.0.5/16"))
 	n.plugin("second", passing+"\n[ $CNI_COMMAND != DEL ] || sleep 60")
 	n.write("10-pods.conflist", twoPlugins("1.0.0"))
