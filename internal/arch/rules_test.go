@@ -100,6 +100,7 @@ var doors = []door{
 	{"k8s.io/api", []string{"internal/cli", "internal/demo"}, "the CRI is what the daemon knows of Kubernetes"},
 	{"github.com/google/go-containerregistry", []string{"internal/cli", "internal/demo"}, "it serves registries for demo and tests; images are pulled with containerd's libraries"},
 	{"github.com/prometheus", []string{"internal/debug"}, "metrics have one registry; what is measured is told through small interfaces"},
+	{"go.opentelemetry.io", []string{"internal/telemetry"}, "spans are begun through one small function, which costs nothing where tracing is off"},
 	{"github.com/sirupsen/logrus", nil, "the log is slog's"},
 	{"github.com/containerd/log", []string{"internal/image"}, "the log is slog's; image turns the lines of containerd's libraries into ours, without their secrets"},
 	{"github.com/pkg/errors", nil, "errors wrap with %w"},

@@ -5,10 +5,12 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -221,7 +223,22 @@ func validateTogether(c *Config) Problems {
 	if len(c.NRI.RequiredPlugins) > 0 && !c.NRI.Enable {
 		found = append(found, Problem{Key: "nri.required_plugins", Text: "are required, but nri.enable is false"})
 	}
+	if c.Tracing.Insecure && c.Tracing.CAFile != "" {
+		found = append(found, Problem{Key: "tracing.ca_file", Text: "makes no sense with tracing.insecure"})
+	}
 	return append(append(found, validateStreaming(c.Streaming)...), validateMetrics(c.Metrics)...)
+}
+
+// hostPort takes what can be dialled.
+func hostPort(v any) error {
+	host, port, err := net.SplitHostPort(v.(string))
+	if err != nil || host == "" || strings.ContainsAny(host, "/ \t\r\n\x00") {
+		return fmt.Errorf("%q is not HOST:PORT", v)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return fmt.Errorf("%q has no port from 1 to 65535", v)
+	}
+	return nil
 }
 
 const unixPrefix = "unix://"

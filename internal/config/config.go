@@ -43,6 +43,7 @@ type Config struct {
 	Exec      Exec
 	Streaming Streaming
 	Metrics   Metrics
+	Tracing   Tracing
 	NRI       NRI
 	CDI       CDI
 	QoS       QoS
@@ -173,6 +174,17 @@ type Metrics struct {
 	ClientCAFile string
 	// Debug serves profiles, state, operations in flight and the log level there, too.
 	Debug bool
+}
+
+// Tracing says where OpenTelemetry spans are sent; an empty endpoint: they are not made.
+type Tracing struct {
+	// Endpoint is the HOST:PORT of an OTLP collector (gRPC).
+	Endpoint string
+	// SamplingRatePerMillion is for requests whose caller does not say whether they are traced.
+	SamplingRatePerMillion int
+	// Insecure is without TLS; CAFile holds who may sign the collector's certificate, empty: whom the system trusts.
+	Insecure bool
+	CAFile   string
 }
 
 // CDI says where devices of the Container Device Interface are described, and who may name them.

@@ -151,6 +151,15 @@ var keys = []key{
 	{path: "metrics.debug", doc: "Also serve profiles, state, operations in flight and the log level; needs a unix socket or metrics.client_ca_file.",
 		at: func(c *Config, _ string) any { return &c.Metrics.Debug }, check: anything},
 
+	{path: "tracing.endpoint", doc: "HOST:PORT of an OpenTelemetry collector (OTLP over gRPC, usually port 4317) that spans are sent to. Empty: no traces.",
+		at: func(c *Config, _ string) any { return &c.Tracing.Endpoint }, check: optional(hostPort)},
+	{path: "tracing.sampling_rate_per_million", doc: "Requests in a million that are traced where the caller does not say (0 to 1000000); what the kubelet samples always is.",
+		at: func(c *Config, _ string) any { return &c.Tracing.SamplingRatePerMillion }, check: between(0, 1_000_000)},
+	{path: "tracing.insecure", doc: "Speak to the collector without TLS.",
+		at: func(c *Config, _ string) any { return &c.Tracing.Insecure }, check: anything},
+	{path: "tracing.ca_file", doc: "CAs (PEM), one of which must have signed the collector's certificate. Empty: those that the system trusts.",
+		at: func(c *Config, _ string) any { return &c.Tracing.CAFile }, check: optional(folder)},
+
 	{path: "cdi.spec_dirs", doc: "Folders with descriptions of CDI devices; those of a later one count more. They may be missing.",
 		at: func(c *Config, _ string) any { return &c.CDI.SpecDirs }, check: folders},
 	{path: "cdi.annotations", doc: "Whether annotations cdi.k8s.io/* name CDI devices too, as kubelets before 1.28 need it: whoever makes a pod can then.",

@@ -48,6 +48,7 @@ type parts struct {
 	metrics *debug.Metrics // nil: not served
 	debug   *debug.Server  // nil: not served
 	calls   *telemetry.Calls
+	tracer  *telemetry.Tracer // nil: off
 	api     *cri.Server
 	streams *stream.Server
 }
@@ -56,6 +57,9 @@ type parts struct {
 func (d *daemon) open(ctx context.Context) error {
 	c := d.cfg
 	if err := d.openFolders(); err != nil {
+		return err
+	}
+	if err := d.openTracer(ctx); err != nil {
 		return err
 	}
 	shim, err := sibling(c.Shim.Path, "berth-shim")
@@ -123,6 +127,7 @@ func (d *daemon) podConfig(shim, driver, boot string) pod.Config {
 		ExecOutputLimit: int64(c.Exec.SyncOutputLimit),
 		ShimTimeout:     shimTimeout,
 		ShimPatience:    shimPatience,
+		Traced:          d.tracer != nil,
 	}
 }
 
@@ -190,6 +195,11 @@ func (d *daemon) close() error {
 	}
 	if d.slices != nil {
 		d.slices.Close()
+	}
+	if d.tracer != nil { // last: what came before may have had something to tell
+		if err := d.tracer.Close(ctx); err != nil {
+			d.log.Warn("shutdown", "error", err)
+		}
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
@@ -266,6 +276,9 @@ func (d *daemon) networkConfig() network.Config {
 	c, n := d.cfg.Network, network.Default()
 	n.ConfDir, n.BinDirs, n.CacheDir = c.ConfDir, c.BinDirs, filepath.Join(d.cfg.Root, "network")
 	n.AddTimeout, n.DelTimeout = c.AddTimeout, c.DelTimeout
+	if d.measures() {
+		n.Ran = d.metrics.PluginRan
+	}
 	// The plugins that were built together with this binary come last: a network provider's own win.
 	if self, err := os.Executable(); err == nil {
 		n.BinDirs = append(append([]string(nil), n.BinDirs...), filepath.Join(filepath.Dir(self), "cni"))

@@ -62,7 +62,7 @@ func (d *daemon) endpoint(path string) (endpoint, error) {
 	}
 	measured, _ := d.observers()
 	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls,
-		Observer: measured})
+		Observer: measured, Tracer: d.tracer})
 	return endpoint{path, l, grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream))}, nil
 }

@@ -3,20 +3,49 @@
 package daemon
 
 import (
+	"context"
+	"os"
+
 	"github.com/berth-run/berth/internal/debug"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
-// observers are nil where metrics are not served: nothing is measured then.
-func (d *daemon) observers() (calls telemetry.Observer, pods pod.Observer) {
+// measures tells whether metrics are served; nothing is measured where they are not.
+func (d *daemon) measures() bool {
 	if d.cfg.Metrics.Address == "" {
-		return nil, nil
+		return false
 	}
 	if d.metrics == nil {
 		d.metrics = debug.NewMetrics(d.flags.Version)
 	}
+	return true
+}
+
+// observers are nil where nothing is measured.
+func (d *daemon) observers() (calls telemetry.Observer, pods pod.Observer) {
+	if !d.measures() {
+		return nil, nil
+	}
 	return d.metrics, d.metrics
+}
+
+// openTracer begins to make spans, if they are wanted. The collector need not be there.
+func (d *daemon) openTracer(ctx context.Context) (err error) {
+	c := d.cfg.Tracing
+	if c.Endpoint == "" {
+		return nil
+	}
+	node, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	d.tracer, err = telemetry.NewTracer(ctx, telemetry.TracingConfig{Endpoint: c.Endpoint, SamplingRatePerMillion: c.SamplingRatePerMillion,
+		Insecure: c.Insecure, CAFile: c.CAFile, Version: d.flags.Version, Node: node, Log: d.log})
+	if err == nil {
+		d.log.Info("traces are sent", "endpoint", c.Endpoint, "sampling_rate_per_million", c.SamplingRatePerMillion)
+	}
+	return err
 }
 
 // serveMetrics begins to, if it is wanted.

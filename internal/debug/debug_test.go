@@ -5,6 +5,7 @@ package debug
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 
 	"github.com/berth-run/berth/internal/image"
@@ -23,7 +25,7 @@ import (
 )
 
 // served is a server on a unix socket, and a client of it.
-func served(t *testing.T, debugging bool) (m *Metrics, do func(method, path, body string) (int, string), level *string) {
+func served(t *testing.T, debugging bool) (m *Metrics, do func(method, path, body string, header ...string) (int, string), level *string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bd") // a socket's path is short
 	if err != nil {
@@ -60,11 +62,14 @@ func served(t *testing.T, debugging bool) (m *Metrics, do func(method, path, bod
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}}}
 	t.Cleanup(client.CloseIdleConnections)
-	return m, func(method, path, body string) (int, string) {
+	return m, func(method, path, body string, header ...string) (int, string) {
 		t.Helper()
 		r, err := http.NewRequestWithContext(t.Context(), method, "http://berth"+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
+		}
+		for i := 0; i+1 < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
 		}
 		resp, err := client.Do(r)
 		if err != nil {
@@ -81,12 +86,12 @@ func served(t *testing.T, debugging bool) (m *Metrics, do func(method, path, bod
 
 func TestMetricsAreServed(t *testing.T) {
 	m, do, _ := served(t, false)
-	m.Observe("RunPodSandbox", codes.OK, 300*time.Millisecond)
-	m.Observe("RunPodSandbox", codes.Internal, time.Second)
-	m.Observe("GetContainerEvents", codes.Canceled, time.Hour)
-	m.Stage("sandbox", "network", false, 30*time.Millisecond, nil)
-	m.Stage("sandbox", "network", false, 30*time.Millisecond, errors.New("no address"))
-	m.Stage("container", "task", true, time.Millisecond, nil)
+	m.Observe(t.Context(), "RunPodSandbox", codes.OK, 300*time.Millisecond)
+	m.Observe(t.Context(), "RunPodSandbox", codes.Internal, time.Second)
+	m.Observe(t.Context(), "GetContainerEvents", codes.Canceled, time.Hour)
+	m.Stage(t.Context(), "sandbox", "network", false, 30*time.Millisecond, nil)
+	m.Stage(t.Context(), "sandbox", "network", false, 30*time.Millisecond, errors.New("no address"))
+	m.Stage(t.Context(), "container", "task", true, time.Millisecond, nil)
 	m.LogDropped(77)
 	m.Recovered(2 * time.Second)
 	code, text := do("GET", "/metrics", "")
@@ -114,6 +119,30 @@ func TestMetricsAreServed(t *testing.T) {
 	}
 	if code, _ := do("GET", "/healthz", ""); code != http.StatusOK {
 		t.Errorf("health: %d", code)
+	}
+}
+
+func TestExemplarsNameTheTrace(t *testing.T) {
+	m, do, _ := served(t, false)
+	id := trace.TraceID{1, 2, 3}
+	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled}))
+	m.Observe(ctx, "RunPodSandbox", codes.OK, 300*time.Millisecond)
+	m.Stage(ctx, "sandbox", "network", false, 30*time.Millisecond, nil)
+	m.PluginRan(ctx, "bridge", "ADD", 30*time.Millisecond, nil)
+	m.PluginRan(t.Context(), "bridge", "ADD", time.Minute, fmt.Errorf("killed: %w", context.DeadlineExceeded))
+	if _, text := do("GET", "/metrics", ""); strings.Contains(text, id.String()) {
+		t.Error("exemplars in a format that has none")
+	}
+	_, text := do("GET", "/metrics", "", "Accept", "application/openmetrics-text;version=1.0.0")
+	for _, want := range []string{
+		`container_runtime_cri_operations_latency_seconds_bucket{code="OK",operation="RunPodSandbox",le="0.5"} 1 # {trace_id="` + id.String() + `"} 0.3`,
+		`berth_stage_duration_seconds_bucket{action="setup",object="sandbox",result="ok",stage="network",le="0.05"} 1 # {trace_id="` + id.String() + `"} 0.03`,
+		`berth_cni_plugin_duration_seconds_bucket{command="ADD",plugin="bridge",result="ok",le="0.05"} 1 # {trace_id="` + id.String() + `"} 0.03`,
+		`berth_cni_plugin_duration_seconds_count{command="ADD",plugin="bridge",result="timeout"} 1`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("lacks %s", want)
+		}
 	}
 }
 

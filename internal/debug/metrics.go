@@ -4,6 +4,7 @@ package debug
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"time"
 
@@ -11,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 // Metrics counts what happens. No label takes its values from a request: there are as many series as methods, codes and stages.
@@ -19,6 +22,7 @@ type Metrics struct {
 
 	operations, errors *prometheus.CounterVec
 	latency, stages    *prometheus.HistogramVec
+	plugins            *prometheus.HistogramVec
 	dropped            prometheus.Counter
 	recovery           prometheus.Gauge
 }
@@ -38,6 +42,8 @@ func NewMetrics(version string) *Metrics {
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_stage_duration_seconds",
 			Help:    "How long the stages of making (setup) and taking down (release) sandboxes and containers took.",
 			Buckets: buckets}, []string{"object", "stage", "action", "result"}),
+		plugins: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_cni_plugin_duration_seconds",
+			Help: "How long runs of CNI plugins took, by plugin, command and result.", Buckets: buckets}, []string{"plugin", "command", "result"}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "berth_log_dropped_bytes_total",
 			Help: "Output of containers that could not be written to their logs; counted when a container ends."}),
 		recovery: prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_recovery_seconds", Help: "How long the recovery at the last start took."}),
@@ -45,24 +51,24 @@ func NewMetrics(version string) *Metrics {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.operations, m.errors, m.latency, m.stages, m.dropped, m.recovery, build, collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.errors, m.latency, m.stages, m.plugins, m.dropped, m.recovery, build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // Observe implements telemetry.Observer.
-func (m *Metrics) Observe(method string, code codes.Code, took time.Duration) {
+func (m *Metrics) Observe(ctx context.Context, method string, code codes.Code, took time.Duration) {
 	m.operations.WithLabelValues(method, code.String()).Inc()
 	if code != codes.OK {
 		m.errors.WithLabelValues(method, code.String()).Inc()
 	}
 	if method != "GetContainerEvents" { // it takes as long as its subscriber likes
-		m.latency.WithLabelValues(method, code.String()).Observe(took.Seconds())
+		observe(ctx, m.latency.WithLabelValues(method, code.String()), took)
 	}
 }
 
 // Stage implements pod.Observer.
-func (m *Metrics) Stage(object, stage string, release bool, took time.Duration, err error) {
+func (m *Metrics) Stage(ctx context.Context, object, stage string, release bool, took time.Duration, err error) {
 	action, result := "setup", "ok"
 	if release {
 		action = "release"
@@ -70,7 +76,32 @@ func (m *Metrics) Stage(object, stage string, release bool, took time.Duration, 
 	if err != nil {
 		result = "error"
 	}
-	m.stages.WithLabelValues(object, stage, action, result).Observe(took.Seconds())
+	observe(ctx, m.stages.WithLabelValues(object, stage, action, result), took)
+}
+
+// PluginRan tells of a run of a CNI plugin. The names are those of the configuration in use, so they are few.
+func (m *Metrics) PluginRan(ctx context.Context, plugin, verb string, took time.Duration, err error) {
+	result := "ok"
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		result = "timeout"
+	case errors.Is(err, context.Canceled):
+		result = "canceled"
+	case err != nil:
+		result = "error"
+	}
+	observe(ctx, m.plugins.WithLabelValues(plugin, verb, result), took)
+}
+
+// observe names the trace that shows where the time went (OpenMetrics' exemplars), where there is one.
+func observe(ctx context.Context, o prometheus.Observer, took time.Duration) {
+	if id := telemetry.TraceID(ctx); id != "" {
+		if e, ok := o.(prometheus.ExemplarObserver); ok {
+			e.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": id})
+			return
+		}
+	}
+	o.Observe(took.Seconds())
 }
 
 // LogDropped implements pod.Observer.

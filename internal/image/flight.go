@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 const (
@@ -69,7 +71,7 @@ func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	f, err := s.join(name, r.Auth)
+	f, err := s.join(ctx, name, r.Auth)
 	if err != nil {
 		return Image{}, err
 	}
@@ -102,7 +104,7 @@ func flightKey(name reference.Named, a *Auth) (string, error) {
 	return name.String() + " " + hex.EncodeToString(sum[:]), err
 }
 
-func (s *Store) join(name reference.Named, a *Auth) (*flight, error) {
+func (s *Store) join(from context.Context, name reference.Named, a *Auth) (*flight, error) {
 	if s.life.Err() != nil {
 		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
 	}
@@ -117,7 +119,7 @@ func (s *Store) join(name reference.Named, a *Auth) (*flight, error) {
 	}
 	f := s.flights.all[key]
 	if f == nil {
-		f = s.takeOff(key, name, a)
+		f = s.takeOff(from, key, name, a)
 	}
 	if f.waiting++; f.timer != nil {
 		f.timer.Stop()
@@ -126,9 +128,9 @@ func (s *Store) join(name reference.Named, a *Auth) (*flight, error) {
 	return f, nil
 }
 
-// takeOff begins a pull. Preconditions: flights.mu is held.
-func (s *Store) takeOff(key string, name reference.Named, a *Auth) *flight {
-	limited, release := context.WithTimeout(s.life, pullTime)
+// takeOff begins a pull, which shows in the trace of the request that it is for. Preconditions: flights.mu is held.
+func (s *Store) takeOff(from context.Context, key string, name reference.Named, a *Auth) *flight {
+	limited, release := context.WithTimeout(telemetry.Under(s.life, from), pullTime)
 	ctx, cancel := context.WithCancelCause(limited)
 	f := &flight{done: make(chan struct{}), cancel: cancel}
 	s.flights.all[key] = f

@@ -21,6 +21,7 @@ import (
 	"github.com/berth-run/berth/internal/image/layer"
 	"github.com/berth-run/berth/internal/image/registry"
 	"github.com/berth-run/berth/internal/linux/syncfs"
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 // puller is one pull under way.
@@ -56,7 +57,9 @@ func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, pr
 		return Image{}, err
 	}
 	defer session.Close()
-	target, err := session.Resolve(ctx)
+	resolving, span := telemetry.Start(ctx, "image", "resolve")
+	target, err := session.Resolve(resolving)
+	span.End(err)
 	if err != nil {
 		return Image{}, fmt.Errorf("resolve: %w", err)
 	}
@@ -100,7 +103,9 @@ func references(name reference.Named, target ocispec.Descriptor) []string {
 
 func (p *puller) run(ctx context.Context, target ocispec.Descriptor) (Image, error) {
 	p.progress.at("fetch")
-	t, err := p.fetchTree(ctx, target)
+	fetching, span := telemetry.Start(ctx, "image", "fetch manifest")
+	t, err := p.fetchTree(fetching, target)
+	span.End(err)
 	if err != nil {
 		return Image{}, err
 	}
@@ -108,19 +113,27 @@ func (p *puller) run(ctx context.Context, target ocispec.Descriptor) (Image, err
 		return Image{}, err
 	}
 	p.progress.at("record")
-	// What the record says must be true after a power cut, too: blobs are synced one by one, unpacked files all at once here.
-	if !p.s.cfg.SkipSync {
-		if err := syncfs.Sync(p.s.cfg.Root); err != nil {
-			return Image{}, fmt.Errorf("record: %w", err)
-		}
-	}
-	if err := p.record(ctx, t); err != nil {
-		return Image{}, fmt.Errorf("record: %w", err)
-	}
-	if err := errors.Join(p.s.refresh(ctx), p.s.count(ctx)); err != nil {
+	ctx, span = telemetry.Start(ctx, "image", "record")
+	err = p.conclude(ctx, t)
+	span.End(err)
+	if err != nil {
 		return Image{}, fmt.Errorf("record: %w", err)
 	}
 	return p.s.Status(references(p.name, target)[0])
+}
+
+// conclude makes the image known, once the disk has all of it.
+func (p *puller) conclude(ctx context.Context, t *tree) error {
+	// What the record says must be true after a power cut, too: blobs are synced one by one, unpacked files all at once here.
+	if !p.s.cfg.SkipSync {
+		if err := syncfs.Sync(p.s.cfg.Root); err != nil {
+			return err
+		}
+	}
+	if err := p.record(ctx, t); err != nil {
+		return err
+	}
+	return errors.Join(p.s.refresh(ctx), p.s.count(ctx))
 }
 
 // record writes what keeps the image from the collector, and then its names, all at once.

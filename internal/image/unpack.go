@@ -11,7 +11,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 const (
@@ -117,15 +120,28 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
 	if !done {
-		if err := u.blob(ctx, desc); err != nil {
-			return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
+		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.blob(ctx, desc) }); err != nil {
+			return err
 		}
-		if err := unpack(ctx, i); err != nil {
-			return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
+		if err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) }); err != nil {
+			return err
 		}
 	}
 	u.progress.unpacked.Add(1)
 	close(u.committed[i])
+	return nil
+}
+
+// layerStage does one of the things that a layer takes time for.
+func (*unpacking) layerStage(ctx context.Context, stage string, desc ocispec.Descriptor, do func(context.Context) error) error {
+	ctx, span := telemetry.Start(ctx, "image", stage)
+	span.Set("digest", desc.Digest.String())
+	span.SetInt("bytes", desc.Size)
+	err := do(ctx)
+	span.End(err)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", stage, desc.Digest, err)
+	}
 	return nil
 }
 

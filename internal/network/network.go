@@ -54,6 +54,8 @@ type Config struct {
 	AddTimeout, DelTimeout time.Duration
 	// CheckTimeout bounds the chain of a CHECK, a STATUS and a GC.
 	CheckTimeout time.Duration
+	// Ran, if set, is told how long each run of a plugin took; err is nil, or how it failed. It must not block.
+	Ran func(ctx context.Context, plugin, verb string, took time.Duration, err error)
 	// MissingGrace is how long after the first failed DEL a plugin whose binary is nowhere keeps a sandbox from
 	// being detached. Without an end, removing a network provider would make its pods undeletable.
 	MissingGrace time.Duration
@@ -124,7 +126,7 @@ func New(cfg Config, log *slog.Logger) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{cfg: cfg, log: log, daemon: rand.Text(), cache: cache, run: runner{dirs: cfg.BinDirs, log: log}}
+	n := &Network{cfg: cfg, log: log, daemon: rand.Text(), cache: cache, run: runner{dirs: cfg.BinDirs, log: log, ran: cfg.Ran}}
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.watch, err = newWatcher(cfg.ConfDir)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 const (
@@ -67,6 +69,7 @@ func (e *PluginError) Unwrap() error { return e.Err }
 type runner struct {
 	dirs []string
 	log  *slog.Logger
+	ran  func(ctx context.Context, plugin, verb string, took time.Duration, err error)
 }
 
 // call is one run of one plugin.
@@ -125,10 +128,19 @@ func (e *execution) FindInPath(plugin string, paths []string) (string, error) {
 
 // ExecPlugin implements invoke.Exec. Its errors are PluginErrors.
 func (e *execution) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	ctx, span := telemetry.Start(ctx, "CNI", e.call.args.Command)
+	span.Set("plugin", e.call.plugin)
 	started := time.Now()
 	stdout, stderr := &limited{max: maxAnswer, strict: true}, &limited{max: maxStderr}
 	err := e.start(ctx, path, stdin, environment(env), stdout, stderr)
 	took := time.Since(started)
+	span.End(err)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // what killed it, not that it was killed
+	}
+	if e.runner.ran != nil {
+		e.runner.ran(ctx, e.call.plugin, e.call.args.Command, took, err)
+	}
 	if err == nil {
 		e.runner.log.Debug("CNI plugin is through", "plugin", e.call.plugin, "verb", e.call.args.Command, "sandbox", e.call.args.ContainerID,
 			"took", took, "stderr", clip(stderr.buf.String()))
@@ -137,7 +149,6 @@ func (e *execution) ExecPlugin(ctx context.Context, path string, stdin []byte, e
 	failure := &PluginError{Plugin: e.call.plugin, Verb: e.call.args.Command, Took: took, Stderr: clip(stderr.buf.String()), Err: err}
 	switch {
 	case ctx.Err() != nil:
-		failure.Err = context.Cause(ctx)
 	case stdout.over:
 		failure.Msg = fmt.Sprintf("it answered more than %d bytes", maxAnswer)
 	default:

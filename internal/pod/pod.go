@@ -25,6 +25,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 // Config is what a Manager must know of the node; daemon fills it.
@@ -45,6 +47,8 @@ type Config struct {
 	// ShimTimeout bounds how long a start-up waits for one shim; ShimPatience how long the background goes on with a shim that is alive
 	// and silent, before it counts as wedged and is killed with its pod.
 	ShimTimeout, ShimPatience time.Duration
+	// Traced: requests may carry spans.
+	Traced bool
 }
 
 // Parts are the capabilities that a Manager works with.
@@ -109,13 +113,24 @@ func (m *Manager) ended(id string) {
 	}
 }
 
-// timed hands what a plan measures to the observer.
-func (m *Manager) timed(object string) func(stage string, release bool, took time.Duration, err error) {
-	if m.parts.Observer == nil {
+// timed makes a span of each of a plan's stages and tells the observer how long it took.
+func (m *Manager) timed(object string) func(ctx context.Context, stage string, release bool) (context.Context, func(error)) {
+	if m.parts.Observer == nil && !m.cfg.Traced {
 		return nil
 	}
-	return func(stage string, release bool, took time.Duration, err error) {
-		m.parts.Observer.Stage(object, stage, release, took, err)
+	return func(ctx context.Context, stage string, release bool) (context.Context, func(error)) {
+		verb := "set up"
+		if release {
+			verb = "release"
+		}
+		ctx, span := telemetry.Start(ctx, verb, object, stage)
+		begin := time.Now()
+		return ctx, func(err error) {
+			if o := m.parts.Observer; o != nil {
+				o.Stage(ctx, object, stage, release, time.Since(begin), err)
+			}
+			span.End(err)
+		}
 	}
 }
 

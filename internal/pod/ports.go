@@ -116,7 +116,8 @@ type Host interface {
 // Observer measures. Its methods must not block.
 type Observer interface {
 	// Stage tells how long a step of making or releasing an object ("sandbox" or "container") took.
-	Stage(object, stage string, release bool, took time.Duration, err error)
+	// ctx tells the trace, see telemetry.TraceID.
+	Stage(ctx context.Context, object, stage string, release bool, took time.Duration, err error)
 	// LogDropped tells of output that a container's log did not take, once it has ended.
 	LogDropped(bytes uint64)
 }

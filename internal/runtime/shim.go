@@ -18,6 +18,7 @@ import (
 	"github.com/berth-run/berth/internal/shimapi"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 	"github.com/berth-run/berth/internal/shimapi/task"
+	"github.com/berth-run/berth/internal/telemetry"
 )
 
 // maxRedials bounds how often one call is made again on a new connection.
@@ -173,7 +174,9 @@ func (s *Shim) call(ctx context.Context, mode again, do func(*ttrpc.Client) erro
 
 // taskCall makes a call of the Task service and names it in errors.
 func (s *Shim) taskCall(ctx context.Context, mode again, op, id string, do func(task.TaskService) error) error {
+	ctx, span := telemetry.Start(ctx, "task", op)
 	err := s.call(ctx, mode, func(client *ttrpc.Client) error { return do(task.NewTaskClient(client)) })
+	span.End(err)
 	return translate(op, id, err)
 }
 

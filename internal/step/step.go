@@ -54,8 +54,8 @@ type Plan struct {
 	Steps  []Step
 	// Journal outlives the plan.
 	Journal Journal
-	// Timed, if set, is told how long each acquire and release took.
-	Timed func(step string, release bool, took time.Duration, err error)
+	// Timed, if set, is called before each acquire and release, which gets the context that it returns; the function is called after it.
+	Timed func(ctx context.Context, step string, release bool) (context.Context, func(error))
 	// Passing is called before each acquire and after each release, where a crash leaves things half done: for tests that
 	// crash there. It may be nil.
 	Passing func()
@@ -155,25 +155,25 @@ func (p *Plan) Stage() string {
 
 func (p *Plan) acquire(ctx context.Context, s Step) error {
 	p.passing()
-	begin := time.Now()
-	err := s.Acquire(ctx)
-	p.timed(s.Name, false, begin, err)
+	err := p.timed(ctx, s.Name, false, s.Acquire)
 	if err != nil {
 		return &Error{p.Object, s.Name, "set up", err}
 	}
 	return nil
 }
 
-func (p *Plan) timed(step string, release bool, begin time.Time, err error) {
-	if p.Timed != nil {
-		p.Timed(step, release, time.Since(begin), err)
+func (p *Plan) timed(ctx context.Context, step string, release bool, do func(context.Context) error) error {
+	if p.Timed == nil {
+		return do(ctx)
 	}
+	ctx, done := p.Timed(ctx, step, release)
+	err := do(ctx)
+	done(err)
+	return err
 }
 
 func (p *Plan) release(ctx context.Context, s Step) error {
-	begin := time.Now()
-	err := s.Release(ctx)
-	p.timed(s.Name, true, begin, err)
+	err := p.timed(ctx, s.Name, true, s.Release)
 	if err != nil {
 		return &Error{p.Object, s.Name, "release", err}
 	}

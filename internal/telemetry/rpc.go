@@ -21,11 +21,14 @@ const (
 	// maxErrorText bounds the error in a log line, maxMethod a method's name as a label.
 	maxErrorText = 4096
 	maxMethod    = 64
+	// endless lasts as long as its subscriber likes, so it is not traced.
+	endless = "GetContainerEvents"
 )
 
 // Observer measures calls. Method is the bare name of a method that the server has, so its values are few.
 type Observer interface {
-	Observe(method string, code codes.Code, took time.Duration)
+	// ctx tells the trace, see TraceID.
+	Observe(ctx context.Context, method string, code codes.Code, took time.Duration)
 }
 
 // InterceptorConfig says what the interceptors work with. Only Log is required.
@@ -38,6 +41,8 @@ type InterceptorConfig struct {
 	Observer Observer
 	// Calls is the table that the calls in flight are kept in.
 	Calls *Calls
+	// Tracer makes a span of each call; nil: tracing is off.
+	Tracer *Tracer
 }
 
 // Interceptors returns the one interceptor of the server, in its two forms. It comes first: whatever happens behind it is
@@ -94,6 +99,7 @@ type call struct {
 	method       string
 	id           uint64
 	begin        time.Time
+	span         Span
 	describeOnce sync.Once
 
 	mu      sync.Mutex
@@ -106,6 +112,12 @@ func (i interceptor) begin(ctx context.Context, fullMethod string) *call {
 	method := clip(fullMethod[strings.LastIndexByte(fullMethod, '/')+1:], maxMethod)
 	c := &call{interceptor: i, method: method, begin: time.Now(), ctx: ctx, secrets: nothing}
 	c.id = i.Calls.add(Call{Method: method, Since: c.begin})
+	if i.Tracer != nil && method != endless {
+		c.ctx, c.span = i.Tracer.request(ctx, fullMethod)
+		if id := TraceID(c.ctx); id != "" {
+			c.ctx = With(c.ctx, slog.String("trace", id))
+		}
+	}
 	return c
 }
 
@@ -174,8 +186,9 @@ func (c *call) end(resp any, err error) error {
 	}
 	c.Log.LogAttrs(ctx, levelOf(c.method, code), "call", attrs...)
 	if c.Observer != nil {
-		c.Observer.Observe(c.method, code, took)
+		c.Observer.Observe(ctx, c.method, code, took)
 	}
+	c.span.finish(object, code, status.Convert(err).Message())
 	return err
 }
 

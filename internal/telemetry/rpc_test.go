@@ -55,7 +55,7 @@ type observed struct {
 	calls map[string]int
 }
 
-func (o *observed) Observe(method string, code codes.Code, took time.Duration) {
+func (o *observed) Observe(_ context.Context, method string, code codes.Code, took time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if took >= 0 {

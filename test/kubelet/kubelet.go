@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -31,12 +32,17 @@ type Kubelet struct {
 	Image string
 	// Handler is the runtime handler of pods; empty: the default one.
 	Handler string
+	// Trace, if set, is the W3C traceparent that each call carries.
+	Trace string
 }
 
 // Ctx bounds one call.
 func (k *Kubelet) Ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), daemon.Slow(CallTimeout))
 	k.T.Cleanup(cancel)
+	if k.Trace != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "traceparent", k.Trace)
+	}
 	return ctx
 }
 
