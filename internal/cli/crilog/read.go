@@ -28,9 +28,11 @@ type Options struct {
 	Tail int64
 	// Since leaves out what is older.
 	Since time.Time
-	// Follow goes on at the end of the file, through rotation, as long as Running says that more can come, or ctx lasts.
+	// Follow goes on at the end of the file, through rotation, as long as Running says that more can come, Ended is not closed, and ctx
+	// lasts. Running is asked now and then, for it may be a call to the runtime; either may be nil.
 	Follow  bool
 	Running func(context.Context) (bool, error)
+	Ended   <-chan struct{}
 }
 
 // Read hands the log at path to emit, chunk by chunk. It returns how many lines of the file were left out because they are
@@ -122,6 +124,8 @@ func (r *reader) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-r.o.Ended:
+			ended = true
 		case <-time.After(poll):
 		}
 	}

@@ -91,7 +91,7 @@ func (r *run) supervise(ctx context.Context, c *corev1.Container, again func(cod
 			return 0, err
 		}
 		begun := time.Now()
-		ended := func() {}
+		ended := func(context.Context) {}
 		if !r.Detach {
 			ended = r.logs.follow(c.Name, r.files.logFile(c.Name, attempt))
 		}
@@ -99,7 +99,7 @@ func (r *run) supervise(ctx context.Context, c *corev1.Container, again func(cod
 		if err != nil {
 			return 0, err
 		}
-		ended()
+		ended(ctx)
 		code = int(st.GetExitCode())
 		if !again(code) {
 			if code != 0 {

@@ -22,7 +22,8 @@ type mux struct {
 	out, err io.Writer
 	width    int
 	readers  sync.WaitGroup
-	over     chan struct{} // closed when no container runs any more
+	running  context.Context // until no container runs any more
+	over     context.CancelFunc
 
 	mu   sync.Mutex // guards open, and the order of writes
 	open source     // whose line is not ended
@@ -31,7 +32,8 @@ type mux struct {
 type source struct{ container, stream string }
 
 func newMux(out, err io.Writer, pod *manifest.Pod) *mux {
-	m := &mux{out: out, err: err, over: make(chan struct{})}
+	m := &mux{out: out, err: err}
+	m.running, m.over = context.WithCancel(context.Background())
 	for _, c := range pod.Spec.InitContainers {
 		m.width = max(m.width, len(c.Name))
 	}
@@ -41,24 +43,18 @@ func newMux(out, err io.Writer, pod *manifest.Pod) *mux {
 	return m
 }
 
-// follow copies a container's log until ended was called, or the end of all, and its log was read.
-func (m *mux) follow(container, path string) (ended func()) {
-	exit := make(chan struct{})
-	running := func() bool {
-		select {
-		case <-exit:
-		case <-m.over:
-		default:
-			return true
-		}
-		return false
-	}
-	o := crilog.Options{Tail: -1, Follow: true, Running: func(context.Context) (bool, error) { return running(), nil }}
+// follow copies a container's log until ended was called, or the end of all, and its log was read. ended waits for that, or for the end
+// of ctx: what is started next writes behind it.
+func (m *mux) follow(container, path string) (ended func(ctx context.Context)) {
+	running, exit := context.WithCancel(m.running)
+	written := make(chan struct{})
+	o := crilog.Options{Tail: -1, Follow: true, Ended: running.Done()}
 	m.readers.Go(func() {
+		defer close(written)
 		for tries := patience; ; {
 			_, err := crilog.Read(context.Background(), path, o, func(c crilog.Chunk) error { return m.write(container, c) })
 			// The runtime may make the file a moment after it has answered.
-			if !running() {
+			if running.Err() != nil {
 				tries--
 			}
 			if !errors.Is(err, fs.ErrNotExist) || tries == 0 {
@@ -68,7 +64,13 @@ func (m *mux) follow(container, path string) (ended func()) {
 			time.Sleep(pause)
 		}
 	})
-	return func() { close(exit) }
+	return func(ctx context.Context) {
+		exit()
+		select {
+		case <-written:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // A log that is not there when its container has ended is looked for this often more, with a pause in between.
@@ -79,7 +81,7 @@ const (
 
 // end reads what is left of the logs: no container runs any more.
 func (m *mux) end() {
-	close(m.over)
+	m.over()
 	m.wait()
 }
 
