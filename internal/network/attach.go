@@ -107,14 +107,14 @@ func (n *Network) Detach(ctx context.Context, a Attachment) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if err := n.detach(ctx, e, a.NetnsPath); err != nil {
+		if err := n.detach(ctx, e, a); err != nil {
 			errs = append(errs, fmt.Errorf("detach from network %s: %w", e.NetworkName, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (n *Network) detach(ctx context.Context, e entry, netnsPath string) error {
+func (n *Network) detach(ctx context.Context, e entry, a Attachment) error {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.DelTimeout)
 	defer cancel()
 	if e.Berth.Running != "" && e.Berth.Daemon != n.daemon {
@@ -124,11 +124,16 @@ func (n *Network) detach(ctx context.Context, e entry, netnsPath string) error {
 	if err != nil {
 		return err
 	}
-	c.e.NetNS = pinned(netnsPath, e.NetNS)
+	c.e.NetNS = pinned(a.NetnsPath, e.NetNS)
 	mark := c.e
 	mark.NetNS, mark.Berth.Running, mark.Berth.Daemon = e.NetNS, "DEL", n.daemon
 	if err := n.cache.write(mark); err != nil {
 		return err
+	}
+	if a.OwnStack && c.e.NetNS != "" {
+		if err := c.giveBack(); err != nil {
+			n.log.Warn("CNI plugins may leave packet filter rules", "network", e.NetworkName, "sandbox", e.ContainerID, "error", err)
+		}
 	}
 	errs := n.del(ctx, c)
 	if err := errors.Join(errs...); err != nil && !n.givenUp(mark, errs) {

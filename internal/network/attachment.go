@@ -24,6 +24,9 @@ type Attachment struct {
 	DNS          DNS
 	CgroupParent string
 	Annotations  map[string]string
+	// OwnStack: the pod's runtime has a network stack of its own, which takes the addresses off the pod's interfaces for itself. Detach gives them
+	// back first: plugins such as bridge tell by them which rules they have made.
+	OwnStack bool
 }
 
 // PortMapping leads a port of the node to the pod. HostPort 0 asks for nothing. Protocol is TCP, UDP or SCTP in

@@ -4,6 +4,7 @@ package network
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -11,6 +12,8 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/berth-run/berth/internal/linux/netns"
 )
 
 // chain is a network's plugins together with what they are told of one attachment.
@@ -62,6 +65,25 @@ func (c chain) previous() (types.Result, error) {
 		return nil, fmt.Errorf("network %s: remembered result of %s: %w", c.list.Name, c.e.ContainerID, err)
 	}
 	return r, nil
+}
+
+// giveBack gives the pod's interfaces the addresses that the plugins have given them.
+func (c chain) giveBack() error {
+	prev, err := c.previous()
+	if prev == nil || err != nil {
+		return err
+	}
+	r, err := toResult(c.list.Name, prev)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, i := range r.Interfaces {
+		if i.Sandbox != "" && len(i.IPs) > 0 {
+			errs = append(errs, netns.RestoreAddresses(c.e.NetNS, i.Name, i.IPs))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (e *entry) keep(r types.Result) error {

@@ -36,7 +36,7 @@ func (n *Network) GC(ctx context.Context, keep []string) error {
 			continue
 		}
 		n.log.Info("network attachment of no sandbox is released", "sandbox", e.ContainerID, "network", e.NetworkName)
-		if err := n.detach(ctx, e, ""); err != nil {
+		if err := n.detach(ctx, e, Attachment{}); err != nil {
 			errs = append(errs, fmt.Errorf("detach %s from network %s: %w", e.ContainerID, e.NetworkName, err))
 		}
 	}

@@ -213,7 +213,7 @@ func sandboxName(c *runtimeapi.PodSandboxConfig) string {
 func (s *Sandbox) attachment() network.Attachment {
 	md, dns := s.Config.GetMetadata(), s.Config.GetDnsConfig()
 	a := network.Attachment{ID: s.ID, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), NetnsPath: s.paths.pins.Net,
-		CgroupParent: s.facts().CgroupParent, Annotations: maps.Clone(s.Config.GetAnnotations()),
+		CgroupParent: s.facts().CgroupParent, Annotations: maps.Clone(s.Config.GetAnnotations()), OwnStack: s.sandboxContainer,
 		DNS: network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()}}
 	for _, p := range s.Config.GetPortMappings() {
 		a.PortMappings = append(a.PortMappings, network.PortMapping{HostPort: p.GetHostPort(), ContainerPort: p.GetContainerPort(),

@@ -131,9 +131,20 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, clien
 func (m *Manager) dialPod(ctx context.Context, s *Sandbox, port uint16) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	type target struct {
+		netns   string
+		address netip.Addr
+	}
+	targets := []target{{s.paths.pins.Net, netip.AddrFrom4([4]byte{127, 0, 0, 1})}, {s.paths.pins.Net, netip.IPv6Loopback()}}
+	if s.sandboxContainer && s.paths.pins.Net != "" {
+		// A runtime with a network stack of its own has its localhost in there. What listens on all addresses is reached as other pods reach it.
+		for _, ip := range s.Status().IPs {
+			targets = append(targets, target{"", ip})
+		}
+	}
 	var errs []error
-	for _, localhost := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-		conn, err := m.parts.Host.Dial(ctx, s.paths.pins.Net, netip.AddrPortFrom(localhost, port))
+	for _, t := range targets {
+		conn, err := m.parts.Host.Dial(ctx, t.netns, netip.AddrPortFrom(t.address, port))
 		if err == nil {
 			return conn.(*net.TCPConn), nil
 		}

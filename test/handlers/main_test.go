@@ -5,11 +5,13 @@
 package handlers
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/berth-run/berth/test/daemon"
@@ -21,6 +23,8 @@ var (
 	images     *registry.Server
 	busyboxRef string
 	binDir     string
+	// workDir has the shims' configuration files and what they keep.
+	workDir string
 )
 
 func TestMain(m *testing.M) {
@@ -35,6 +39,14 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	images.Close()
+	// runsc keeps an empty network namespace for all its sandboxes.
+	if err := syscall.Unmount(filepath.Join(workDir, "runsc/berth/null-netns"), syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.EINVAL) {
+		fmt.Fprintln(os.Stderr, "handler tests:", err)
+	}
+	if err := os.RemoveAll(workDir); err != nil {
+		fmt.Fprintln(os.Stderr, "handler tests:", err)
+		code = max(code, 1)
+	}
 	os.Exit(code)
 }
 
@@ -46,7 +58,14 @@ func setUp() error {
 	if binDir, err = daemon.BinDir(); err != nil {
 		return err
 	}
+	if workDir, err = os.MkdirTemp("", "bt-handlers-"); err != nil {
+		return err
+	}
 	if images, err = registry.New(); err != nil {
+		return err
+	}
+	toml := fmt.Sprintf("binary_name = %q\nroot = %q\n[runsc_config]\nplatform = \"systrap\"\n", filepath.Join(binDir, "gvisor/runsc"), filepath.Join(workDir, "runsc"))
+	if err := os.WriteFile(filepath.Join(workDir, "runsc.toml"), []byte(toml), 0o600); err != nil {
 		return err
 	}
 	im, err := registry.Busybox()
@@ -64,6 +83,8 @@ type handler struct {
 	programs []string
 	// foreign: another project's shim runs it.
 	foreign string
+	// gvisor: its containers see gVisor's kernel.
+	gvisor bool
 	// no are abilities that the runtime itself has not.
 	no []string
 }
@@ -72,11 +93,14 @@ func table() []handler {
 	at := func(name string) string { return filepath.Join(binDir, name) }
 	runcShim := at("containerd/containerd-shim-runc-v2")
 	crun, _ := exec.LookPath("crun")
+	runsc, runscShim := at("gvisor/runsc"), at("gvisor/containerd-shim-runsc-v1")
 	return []handler{
 		{name: "runc"},
 		{name: "crun", programs: []string{crun}, config: fmt.Sprintf("type = \"oci\"\npath = %q\n", crun)},
 		{name: "runc-shim", programs: []string{runcShim}, foreign: "containerd-shim-runc-v2",
 			config: fmt.Sprintf("type = \"shim\"\nexperimental = true\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
+		{name: "runsc-shim", programs: []string{runsc, runscShim}, foreign: "containerd-shim-runsc-v1", gvisor: true,
+			config: fmt.Sprintf("type = \"shim\"\nexperimental = true\npath = %q\nshim_config = %q\n", runscShim, filepath.Join(workDir, "runsc.toml"))},
 	}
 }
 

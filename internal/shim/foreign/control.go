@@ -76,8 +76,11 @@ func (c *command) delete() error {
 	if err != nil {
 		return err
 	}
-	if s.Address == "" { // cut off before a shim was there
-		return errors.Join(c.clearUp(s), os.RemoveAll(c.dir()))
+	if s.Address == "" { // cut off before a shim was there: its program may, or may not, have left something
+		if err := c.clearUp(s); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return os.RemoveAll(c.dir())
 	}
 	force := c.force || c.verb != "delete"
 	err = c.deleteTask(s, force)

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/remotecommand"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/test/kubelet"
+)
+
+func limit(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestTheKernelIsTheHandlers(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		c := k.RunPod(k.PodConfig("pod")).Start(k.Forever("main"))
+		version := c.Exec("uname -v; cat /proc/version")
+		if got := strings.Contains(c.Exec("dmesg 2>&1 || true"), "gVisor"); got != h.gvisor {
+			t.Errorf("dmesg tells of gVisor: %t; uname and /proc/version: %s", got, version)
+		}
+	})
+}
+
+func TestStreams(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		p := k.RunPod(k.PodConfig("pod"))
+		config := k.Shell("main", `while read line; do echo "got $line"; echo "err $line" >&2; done; echo end; exit 6`)
+		config.Stdin, config.StdinOnce = true, true
+		c := p.Start(config)
+		for _, tr := range kubelet.Transports {
+			var out, errOut bytes.Buffer
+			big := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
+			code, err := c.StreamExec(limit(t), tr, remotecommand.StreamOptions{Stdin: strings.NewReader(big), Stdout: &out, Stderr: &errOut},
+				"sh", "-c", "cat; echo done >&2; exit 4")
+			if err != nil || code != 4 || out.String() != big || errOut.String() != "done\n" {
+				t.Errorf("%s: exec: code %d, %v, %d bytes, %q", tr, code, err, out.Len(), errOut.String())
+			}
+		}
+		t.Run("attach", func(t *testing.T) { attach(t, c) })
+		if st := c.WaitExit(); st.ExitCode != 6 {
+			t.Errorf("exit code after the end of stdin: %d", st.ExitCode)
+		}
+		if got := c.Output("stdout"); got != "got one\ngot two\nend\n" {
+			t.Errorf("log: %q", got)
+		}
+	})
+}
+
+// attach ends the container's standard input with its session.
+func attach(t *testing.T, c *kubelet.Container) {
+	var out, errOut bytes.Buffer
+	in, feed := io.Pipe()
+	go func() {
+		for _, line := range []string{"one\n", "two\n"} {
+			if _, err := feed.Write([]byte(line)); err != nil {
+				return
+			}
+		}
+		feed.Close()
+	}()
+	if err := c.Attach(limit(t), kubelet.WebSocket, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errOut}); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "got one\ngot two\nend\n" || errOut.String() != "err one\nerr two\n" {
+		t.Errorf("attached: %q, %q", out.String(), errOut.String())
+	}
+}
+
+func TestPortForward(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		p := k.RunPod(k.PodConfig("pod"))
+		p.Start(k.Shell("main", "mkdir /www; echo hello >/www/index.html; exec httpd -f -p 8080 -h /www"))
+		f, err := p.Forward(kubelet.SPDY, 8080)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Stop()
+		kubelet.Eventually(t, 20*time.Second, func() string {
+			for _, at := range []string{f.Local, net.JoinHostPort(p.IP(), "8080")} {
+				r, err := (&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + at + "/index.html")
+				if err != nil {
+					return err.Error()
+				}
+				body, err := io.ReadAll(io.LimitReader(r.Body, 1<<10))
+				r.Body.Close()
+				if err != nil || string(body) != "hello\n" {
+					return "at " + at + ": " + string(body)
+				}
+			}
+			return ""
+		})
+	})
+}
+
+func TestStats(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		p := k.RunPod(k.PodConfig("pod"))
+		c := p.Start(k.Shell("main", `i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo ready; trap "exit 0" TERM; while :; do sleep 1000 & wait; done`))
+		c.WaitOutput("ready\n")
+		r, err := k.D.Runtime.PodSandboxStats(k.Ctx(), &cri.PodSandboxStatsRequest{PodSandboxId: p.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		linux := r.Stats.GetLinux()
+		if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetUsageBytes().GetValue() == 0 {
+			t.Errorf("the pod's figures: %v", linux)
+		}
+		if slices.Contains(h.no, "container stats") { // one sandbox uses all, which only the pod's cgroup tells
+			return
+		}
+		s, err := k.D.Runtime.ContainerStats(k.Ctx(), &cri.ContainerStatsRequest{ContainerId: c.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+			t.Errorf("the container's figures: %v", s.Stats)
+		}
+	})
+}
