@@ -99,8 +99,19 @@ test-streams: build ## the stream tests in full size: 500 MiB, 200 sessions, 10,
 test-fault: build ## kill -9 at every journal write, then recovery
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(FAULT)
 
+bin/gvisor/containerd-shim-runsc-v1: tools/gvisor/go.mod tools/gvisor/go.sum hack/gvisor.sh
+	@mkdir -p $(@D)
+	GO="$(GO)" hack/gvisor.sh $(@D)
+	@touch $@
+
+bin/containerd/containerd-shim-runc-v2: test/bench/containerd/go.mod test/bench/containerd/go.sum
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -C test/bench/containerd -trimpath -ldflags "-s -w" -o $(CURDIR)/$(@D)/ \
+		github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	@touch $@
+
 .PHONY: test-handlers
-test-handlers: build ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
+test-handlers: build bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
 	$(AS_ROOT) $(GO) test -count=1 -timeout 20m ./test/handlers
 
 .PHONY: critest

@@ -110,8 +110,6 @@ type Runtime struct {
 	PrivilegedWithoutHostDevices bool
 	// PodAnnotations and ContainerAnnotations are patterns of the keys that the program gets to see.
 	PodAnnotations, ContainerAnnotations []string
-	// Experimental: its owner knows that type "shim" is not finished.
-	Experimental bool
 	// Options come first on the program's command line.
 	Options []string
 	// SandboxContainer: "always", "never", or "auto", which is always for shims.

@@ -92,8 +92,6 @@ func validateHandlers(c *Config) Problems {
 			found = append(found, Problem{Key: "runtimes." + name + "." + key, Text: text})
 		}
 		switch {
-		case r.Type == "shim" && !r.Experimental:
-			problem("experimental", `must be true for type "shim", which is not finished: see docs/runtime-classes.md`)
 		case r.Type == "shim" && r.Path == "" && r.Shim == "":
 			problem("shim", `must be set, or path, for type "shim"`)
 		case r.Type == "shim" && len(r.Options) > 0:

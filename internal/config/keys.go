@@ -103,8 +103,6 @@ var keys = []key{
 		at: func(c *Config, name string) any { return &c.runtime(name).Privileged }, check: anything},
 	{path: "runtimes.*.rlimits", doc: "Limits of its containers, as in [\"nofile=1024:524288\"] (soft, hard). Unset ones are the daemon's own.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Rlimits }, check: rlimits},
-	{path: "runtimes.*.experimental", doc: "Must be true for type shim, which is not finished: see docs/runtime-classes.md.",
-		at: func(c *Config, name string) any { return &c.runtime(name).Experimental }, check: anything},
 	{path: "runtimes.*.shim", doc: "For type shim without a path: the runtime's name, as io.containerd.kata.v2, which stands for containerd-shim-kata-v2.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Shim }, check: optional(shimName)},
 	{path: "runtimes.*.shim_config", doc: "For type shim: the configuration file that the shim is told of. Empty: its own default.",

@@ -13,7 +13,7 @@ import (
 )
 
 // openHandler turns a [runtimes] table into a runtime handler. A foreign shim is driven by berth-shim, which looks like an OCI runtime from
-// the outside: see internal/shim/foreign.
+// the outside, and so is runsc, which has no process on the host for each container: see internal/shim/foreign.
 func openHandler(name string, r *config.Runtime, shim string, systemd bool) (runtime.Handler, error) {
 	program := name
 	if r.Type == "shim" && r.Shim != "" {
@@ -27,12 +27,16 @@ func openHandler(name string, r *config.Runtime, shim string, systemd bool) (run
 		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] path: %w", name, err)
 	}
 	h := runtime.Handler{Name: name, Path: path, Args: slices.Clone(r.Options), Root: r.Root, SystemdCgroup: systemd}
-	if strings.HasPrefix(filepath.Base(path), "runsc") && r.Type == "oci" {
-		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] type: runsc puts all containers of a pod into one process, which type \"oci\" cannot drive yet", name)
-	}
-	sandboxed := r.Type == "shim"
+	runsc := r.Type == "oci" && strings.HasPrefix(filepath.Base(path), "runsc")
+	sandboxed := r.Type == "shim" || runsc
 	h.Native = !sandboxed
 	h.SandboxContainer = r.SandboxContainer == "always" || sandboxed && r.SandboxContainer == "auto"
+	if runsc {
+		h.Path, h.Foreign, h.Args = shim, true, []string{"task", "--oci", path}
+		for _, option := range r.Options {
+			h.Args = append(h.Args, "--oci-option", option)
+		}
+	}
 	if r.Type != "shim" {
 		return h, nil
 	}

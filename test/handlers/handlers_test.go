@@ -5,6 +5,7 @@ package handlers
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -129,28 +130,44 @@ func TestTheForeignShimDies(t *testing.T) {
 		if h.foreign == "" {
 			t.Skip("its shim is ours")
 		}
-		k := node(t, h)
-		p := k.RunPod(k.PodConfig("pod"))
-		c := p.Start(k.Forever("main"))
-		for _, pid := range processesOf(t, h.foreign, p.ID) {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if st := c.WaitExit(); st.ExitCode == 0 {
-			t.Errorf("exit code %d", st.ExitCode)
-		}
-		kubelet.Eventually(t, 30*time.Second, func() string {
-			if st := p.Status(); st.State == cri.PodSandboxState_SANDBOX_READY {
-				return "the pod is still ready"
-			}
-			return ""
-		})
-		p.Stop()
-		p.Remove()
-		again := k.PodConfig("again")
-		k.RunPod(again).Start(k.Forever("main"))
+		dies(t, h, func(p *kubelet.Pod) []int { return processesOf(t, h.foreign, p.ID) })
 	})
+}
+
+func TestOurShimDies(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		dies(t, h, func(p *kubelet.Pod) []int {
+			return processesOf(t, "berth-shim", filepath.Join(p.D.Dir, "state/pods", p.ID))
+		})
+	})
+}
+
+// dies kills what holds up a pod: its containers must end, it must be stopped and removed, and others must not be affected.
+func dies(t *testing.T, h handler, victims func(*kubelet.Pod) []int) {
+	k := node(t, h)
+	other := k.RunPod(k.PodConfig("other")).Start(k.Forever("main"))
+	p := k.RunPod(k.PodConfig("pod"))
+	c := p.Start(k.Forever("main"))
+	for _, pid := range victims(p) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st := c.WaitExit(); st.ExitCode == 0 {
+		t.Errorf("exit code %d", st.ExitCode)
+	}
+	kubelet.Eventually(t, 30*time.Second, func() string {
+		if st := p.Status(); st.State == cri.PodSandboxState_SANDBOX_READY {
+			return "the pod is still ready"
+		}
+		return ""
+	})
+	p.Stop()
+	p.Remove()
+	k.RunPod(k.PodConfig("pod")).Start(k.Forever("main"))
+	if st := other.Status(); st.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("a container of another pod is %s", st.State)
+	}
 }
 
 // processesOf finds the processes of a program that have an argument.

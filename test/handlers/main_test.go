@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package handlers tests pods of every kind of runtime handler on the real kernel: runc, containerd's shim for runc, crun where it runs. After each test nothing may be left on the machine. `make test-handlers` builds what it needs;
+// Package handlers tests pods of every kind of runtime handler on the real kernel: runc, crun where it runs, gVisor as an OCI
+// binary and through its own shim, containerd's shim for runc. After each test nothing may be left on the machine. `make test-handlers` builds what it needs;
 // a handler whose programs are not there is left out and named.
 package handlers
 
@@ -40,8 +41,11 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	images.Close()
 	// runsc keeps an empty network namespace for all its sandboxes.
-	if err := syscall.Unmount(filepath.Join(workDir, "runsc/berth/null-netns"), syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.EINVAL) {
-		fmt.Fprintln(os.Stderr, "handler tests:", err)
+	for _, root := range []string{"runsc/berth", "runsc-oci"} {
+		err := syscall.Unmount(filepath.Join(workDir, root, "null-netns"), syscall.MNT_DETACH)
+		if err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.EINVAL) {
+			fmt.Fprintln(os.Stderr, "handler tests:", err)
+		}
 	}
 	if err := os.RemoveAll(workDir); err != nil {
 		fmt.Fprintln(os.Stderr, "handler tests:", err)
@@ -98,9 +102,11 @@ func table() []handler {
 		{name: "runc"},
 		{name: "crun", programs: []string{crun}, config: fmt.Sprintf("type = \"oci\"\npath = %q\n", crun)},
 		{name: "runc-shim", programs: []string{runcShim}, foreign: "containerd-shim-runc-v2",
-			config: fmt.Sprintf("type = \"shim\"\nexperimental = true\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
-		{name: "runsc-shim", programs: []string{runsc, runscShim}, foreign: "containerd-shim-runsc-v1", gvisor: true,
-			config: fmt.Sprintf("type = \"shim\"\nexperimental = true\npath = %q\nshim_config = %q\n", runscShim, filepath.Join(workDir, "runsc.toml"))},
+			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
+		{name: "runsc", programs: []string{runsc}, gvisor: true, no: []string{"container stats"}, foreign: "runsc-sandbox",
+			config: fmt.Sprintf("type = \"oci\"\npath = %q\noptions = [\"--platform=systrap\"]\nroot = %q\n", runsc, filepath.Join(workDir, "runsc-oci"))},
+		{name: "runsc-shim", programs: []string{runsc, runscShim}, foreign: "containerd-shim-runsc-v1", gvisor: true, no: []string{"container stats"},
+			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_config = %q\n", runscShim, filepath.Join(workDir, "runsc.toml"))},
 	}
 }
 

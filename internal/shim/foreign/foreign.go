@@ -25,12 +25,16 @@ import (
 type command struct {
 	shim, config, binary string // the foreign shim's program, its configuration file, the OCI runtime that it shall run
 	root, log            string
-	systemd              bool
-	verb                 string
-	options              map[string]string
-	force, all           bool
-	id                   string
-	signal               int
+	// oci is, instead of a shim, an OCI runtime's program, with the options that come first on its command line; rest is what follows them.
+	oci        string
+	ociOptions []string
+	rest       []string
+	systemd    bool
+	verb       string
+	options    map[string]string
+	force, all bool
+	id         string
+	signal     int
 	// inherited are the descriptors from 3 on that we were given, the runtime's log and an exec's process among them, at their places; nil where
 	// none is.
 	inherited []*os.File
@@ -83,7 +87,7 @@ func (c *command) complain(err error) {
 }
 
 // valued are the options with a value.
-var valued = map[string]bool{"--shim": true, "--config": true, "--binary": true, "--root": true, "--log": true, "--log-format": true,
+var valued = map[string]bool{"--shim": true, "--oci": true, "--oci-option": true, "--config": true, "--binary": true, "--root": true, "--log": true, "--log-format": true,
 	"--bundle": true, "--pid-file": true, "--console-socket": true, "--process": true, "--resources": true, "--signal": true}
 
 func parse(args []string) (*command, error) {
@@ -96,7 +100,14 @@ func parse(args []string) (*command, error) {
 			if i++; i == len(args) {
 				return c, fmt.Errorf("option %s wants a value", a)
 			}
+			if a == "--oci-option" {
+				c.ociOptions = append(c.ociOptions, args[i])
+			}
 			c.options[a] = args[i]
+			if !strings.HasPrefix(a, "--oci") {
+				c.rest = append(c.rest, a, args[i])
+			}
+			continue
 		case a == "--force":
 			c.force = true
 		case a == "--all":
@@ -113,10 +124,14 @@ func parse(args []string) (*command, error) {
 		default:
 			words = append(words, a)
 		}
+		if a != "--monitor" {
+			c.rest = append(c.rest, a)
+		}
 	}
+	c.oci = c.options["--oci"]
 	c.shim, c.config, c.binary, c.root, c.log = c.options["--shim"], c.options["--config"], c.options["--binary"], c.options["--root"], c.options["--log"]
-	if len(words) == 0 || c.shim == "" {
-		return c, errors.New("usage: berth-shim task --shim PROGRAM [--config FILE] [--binary FILE] --root DIR COMMAND … ID, with runc's commands")
+	if len(words) == 0 || (c.shim == "") == (c.oci == "") {
+		return c, errors.New("usage: berth-shim task {--shim PROGRAM [--config FILE] [--binary FILE] | --oci PROGRAM [--oci-option OPTION]…} --root DIR COMMAND … ID, with runc's commands")
 	}
 	c.verb = words[0]
 	if c.verb == "version" || c.verb == "features" {
@@ -139,6 +154,9 @@ func parse(args []string) (*command, error) {
 }
 
 func (c *command) run() (int, error) {
+	if c.oci != "" {
+		return c.runOCI()
+	}
 	switch c.verb {
 	case "version":
 		return 0, c.version()

@@ -36,18 +36,8 @@ func (c *command) stand() (int, error) {
 	// What our shim kills, it kills by a command; a signal to this process would only lose the container.
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	p := &standIn{command: c}
-	err := p.begin()
-	text := started
-	if err != nil {
-		text = err.Error()
-		if len(text) > maxReport {
-			text = text[:maxReport]
-		}
-	}
-	_, reportErr := report.WriteString(text)
-	report.Close()
-	if err != nil || reportErr != nil {
-		return 1, errors.Join(err, reportErr)
+	if err := tell(report, p.begin()); err != nil {
+		return 1, err
 	}
 	for _, f := range c.inherited {
 		if f != nil {
@@ -55,6 +45,18 @@ func (c *command) stand() (int, error) {
 		}
 	}
 	return p.end(), nil
+}
+
+// tell reports how the start went, and returns what went wrong.
+func tell(report *os.File, err error) error {
+	defer report.Close()
+	text := started
+	if err != nil {
+		text = err.Error()
+		text = text[:min(len(text), maxReport)]
+	}
+	_, reportErr := report.WriteString(text)
+	return errors.Join(err, reportErr)
 }
 
 // standIn is a started container or exec.
