@@ -161,6 +161,7 @@ generate: ## make the generated code anew (wants protoc: Debian package protobuf
 	@command -v protoc >/dev/null || { echo "protoc is missing: install protobuf-compiler" >&2; exit 1; }
 	@mkdir -p bin/tools
 	CGO_ENABLED=0 $(GO) build -o bin/tools/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc
+	GOBIN=$(CURDIR)/bin/tools CGO_ENABLED=0 $(GO) install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	PATH=$(CURDIR)/bin/tools:$$PATH $(GO) generate ./internal/...
 
 .PHONY: clean

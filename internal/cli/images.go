@@ -30,6 +30,7 @@ func (c *CLI) imagesCommand() *cobra.Command {
 	l.flags(cmd)
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print all that is known of each image")
 	cmd.Flags().BoolVar(&digests, "digests", false, "show the digests")
+	cmd.AddCommand(c.imageCommands()...)
 	return cmd
 }
 

@@ -14,10 +14,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/cli/criclient"
 	"github.com/berth-run/berth/internal/cli/output"
+	"github.com/berth-run/berth/internal/imageapi/imagepb"
 )
 
 // credentials are the flags that say who pulls.
@@ -99,7 +102,7 @@ func (c *CLI) askPassword() (string, error) {
 	return string(password), nil
 }
 
-// pull fetches one image. The CRI tells nothing of a pull's progress, so what is shown is that it goes on, and how long.
+// pull fetches one image.
 func (c *CLI) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig, quiet bool) error {
 	client, err := c.client(ctx)
 	if err != nil {
@@ -109,26 +112,64 @@ func (c *CLI) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig,
 	if !quiet {
 		show = c.o.Err
 	}
-	stop := spin(show, "pulling "+ref)
+	meter := newMeter(show, "pulling "+ref)
 	begin := time.Now()
-	rpc, cancel := client.Unbounded(ctx)
-	defer cancel()
-	answer, err := client.Images.PullImage(rpc, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
+	id, err := pullWithProgress(ctx, client, ref, auth, meter)
 	took := time.Since(begin)
-	stop()
+	meter.stop()
 	if err != nil {
 		return client.Error("pull "+ref, err)
 	}
 	if quiet {
-		_, err = fmt.Fprintln(c.o.Out, answer.GetImageRef())
+		_, err = fmt.Fprintln(c.o.Out, id)
 		return err
 	}
 	size := "size unknown"
-	if im, err := client.Image(ctx, answer.GetImageRef()); err == nil {
+	if im, err := client.Image(ctx, id); err == nil {
 		size = output.Size(im.GetSize())
 	}
-	_, err = fmt.Fprintf(c.o.Out, "pulled %s: %s, %s in %s\n", ref, criclient.Short(afterDigest(answer.GetImageRef())), size, output.Took(took))
+	_, err = fmt.Fprintf(c.o.Out, "pulled %s: %s, %s in %s\n", ref, criclient.Short(afterDigest(id)), size, output.Took(took))
 	return err
+}
+
+// pullWithProgress pulls by berth.v1.Images, which tells how far it is. The CRI does not: other runtimes show only that it goes on.
+func pullWithProgress(ctx context.Context, client *criclient.Client, ref string, auth *runtimeapi.AuthConfig, meter *meter) (id string, err error) {
+	ctx, cancel := client.Unbounded(ctx)
+	defer cancel()
+	spec := &runtimeapi.ImageSpec{Image: ref}
+	answers, err := client.Operator.Pull(ctx, &imagepb.PullRequest{Image: spec, Auth: auth})
+	if err != nil {
+		return "", err
+	}
+	for {
+		m, err := answers.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && id != "":
+			return id, nil
+		case status.Code(err) == codes.Unimplemented:
+			answer, err := client.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: auth})
+			return answer.GetImageRef(), err
+		case err != nil:
+			return "", err
+		}
+		id = m.GetImageId()
+		meter.set(progressText(m))
+	}
+}
+
+// progressText is a pull's progress in words: "fetch 12.3MB of 45.6MB, 3/8 layers, 10MB/s".
+func progressText(m *imagepb.PullResponse) string {
+	parts := []string{m.GetPhase()}
+	if m.GetTotal() > 0 {
+		parts[0] += fmt.Sprintf(" %s of %s", output.Size(uint64(m.GetBytes())), output.Size(uint64(m.GetTotal())))
+	}
+	if m.GetLayers() > 0 {
+		parts = append(parts, fmt.Sprintf("%d/%d layers", m.GetUnpacked(), m.GetLayers()))
+	}
+	if m.GetBytesPerSecond() > 0 {
+		parts = append(parts, output.Size(uint64(m.GetBytesPerSecond()))+"/s")
+	}
+	return strings.Join(parts, ", ")
 }
 
 // afterDigest takes the repository off NAME@DIGEST, which some runtimes answer.
@@ -137,45 +178,4 @@ func afterDigest(ref string) string {
 		return digest
 	}
 	return ref
-}
-
-// spin shows that something goes on until stop is called: on a terminal a line that moves, else one plain line.
-func spin(w io.Writer, what string) (stop func()) {
-	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		fmt.Fprintln(w, what)
-		return func() {}
-	}
-	frames := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
-	if !utf8Locale() {
-		frames = []rune(`|/-\`)
-	}
-	done, gone := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(gone)
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		begin := time.Now()
-		for i := 0; ; i++ {
-			fmt.Fprintf(f, "\r\x1b[K%c %s  %s", frames[i%len(frames)], what, time.Since(begin).Truncate(100*time.Millisecond))
-			select {
-			case <-done:
-				fmt.Fprint(f, "\r\x1b[K")
-				return
-			case <-tick.C:
-			}
-		}
-	}()
-	return func() { close(done); <-gone }
-}
-
-// utf8Locale tells whether the terminal is said to show more than ASCII.
-func utf8Locale() bool {
-	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
-		if v := os.Getenv(name); v != "" {
-			v = strings.ToLower(v)
-			return strings.Contains(v, "utf-8") || strings.Contains(v, "utf8")
-		}
-	}
-	return false
 }

@@ -41,6 +41,7 @@ var classes = []struct {
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
+	{image.ErrLayersDropped, codes.FailedPrecondition},
 	{image.ErrNoSpace, codes.ResourceExhausted},
 	{pod.ErrUnavailable, codes.Unavailable},
 	{stream.ErrBusy, codes.ResourceExhausted},

@@ -13,6 +13,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/cri"
+	"github.com/berth-run/berth/internal/cri/operator"
+	"github.com/berth-run/berth/internal/imageapi/imagepb"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -45,6 +47,7 @@ func (d *daemon) listen() (all []endpoint, err error) {
 	all = append(all, e)
 	runtimeapi.RegisterRuntimeServiceServer(e.server, d.api)
 	runtimeapi.RegisterImageServiceServer(e.server, d.api)
+	imagepb.RegisterImagesServer(e.server, operator.New(d.images, d.pods.ImagesInUse))
 	if d.cfg.Images.Socket == "" {
 		return all, nil
 	}

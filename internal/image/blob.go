@@ -25,19 +25,26 @@ const (
 	blobPrefix   = "blob://"
 )
 
-// document fetches a manifest, index or configuration, and reads it.
+// document fetches a manifest, index or configuration, and reads it. One that is here and damaged is fetched anew.
 func (p *puller) document(ctx context.Context, what string, desc ocispec.Descriptor) ([]byte, error) {
 	if desc.Size > registry.MaxDocument {
 		return nil, fmt.Errorf("fetch %s %s: %d bytes, more than %d: %w", what, desc.Digest, desc.Size, registry.MaxDocument, ErrUnsupported)
 	}
-	if err := p.blob(ctx, desc); err != nil {
-		return nil, fmt.Errorf("fetch %s %s: %w", what, desc.Digest, err)
+	for again := false; ; again = true {
+		if err := p.blob(ctx, desc); err != nil {
+			return nil, fmt.Errorf("fetch %s %s: %w", what, desc.Digest, err)
+		}
+		raw, err := p.s.readDocument(ctx, desc)
+		if damaged(err) && !again {
+			if err = p.s.dropBlob(ctx, desc.Digest, err); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s %s: %w", what, desc.Digest, err)
+		}
+		return raw, nil
 	}
-	raw, err := content.ReadBlob(ctx, p.s.content, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
-	if err != nil {
-		return nil, fmt.Errorf("read %s %s: %w", what, desc.Digest, err)
-	}
-	return raw, nil
 }
 
 // blob makes sure that a blob is here and stays. Pulls that want the same one wait for the first.
@@ -55,6 +62,9 @@ func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
 	defer p.s.locks.Unlock(key)
 	if here, err := p.here(ctx, desc); here || err != nil {
 		return err
+	}
+	if p.session == nil {
+		return fmt.Errorf("it is not in the archive: %w", ErrCorrupt)
 	}
 	if err := p.session.Acquire(ctx); err != nil {
 		return err

@@ -5,6 +5,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ type chain struct {
 
 	mu     sync.Mutex // guards what follows; held while layers are mounted
 	lowers []*lower   // open layers, where one of them is an EROFS file
+	old    []*lower   // those that were, before one of them was found damaged: containers may be about to mount them
 }
 
 // holdChain returns an image's layers and notes the container as a user.
@@ -121,9 +123,25 @@ func (s *Store) closeChain(c *chain) error {
 	if used {
 		return nil
 	}
-	all := c.lowers
-	c.lowers = nil
+	all := slices.Concat(c.lowers, c.old)
+	c.lowers, c.old = nil, nil
 	return s.lowers.close(all)
+}
+
+// forgetLayer keeps a damaged layer from containers that are still to come.
+func (s *Store) forgetLayer(folder string) {
+	s.lowers.forget(folder)
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.chains))
+	s.mu.Unlock()
+	for _, c := range all {
+		if !slices.Contains(c.folders, folder) {
+			continue
+		}
+		c.mu.Lock()
+		c.old, c.lowers = append(c.old, c.lowers...), nil
+		c.mu.Unlock()
+	}
 }
 
 // releaseChain drops the view of a chain that neither an image nor a container needs, so that the collector can have its layers.

@@ -49,12 +49,22 @@ func blobSize(folder string) (int64, error) {
 	return 0, nil
 }
 
-// quarantine takes a damaged blob out of use. Its images are not listed any more, so that they are pulled again, which mends them.
+// damagedSuffix is for blobs that are out of use. They stay until their layer is made anew or removed.
+const damagedSuffix = ".damaged"
+
+// quarantine takes a damaged layer out of use. Its images are not listed any more, so that they are pulled again, which mends them;
+// containers that have it mounted keep it, no other gets it.
 func (s *Store) quarantine(ctx context.Context, folder string, reason error) error {
 	s.log.Error("layer is damaged; pull its images again", "layer", folder, "error", reason)
-	if err := os.Rename(blobOf(folder), blobOf(folder)+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Rename(blobOf(folder), blobOf(folder)+damagedSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("quarantine layer: %w", err)
 	}
+	s.forgetLayer(folder)
+	return s.reread(ctx)
+}
+
+// reread makes the index anew, images that were not damaged before included.
+func (s *Store) reread(ctx context.Context) error {
 	s.refill.Lock()
 	clear(s.described)
 	s.refill.Unlock()
@@ -95,7 +105,14 @@ func (u *unpacking) mend(ctx context.Context, i int) (err error) {
 	if err := u.finish(ctx, i, l); err != nil {
 		return err
 	}
-	return os.Rename(fresh, blobOf(folder))
+	if err := os.Rename(fresh, blobOf(folder)); err != nil {
+		return err
+	}
+	u.s.forgetLayer(folder)
+	if err := os.Remove(blobOf(folder) + damagedSuffix); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // unpacked is a layer in one of the forms, but for what it inherits.

@@ -60,6 +60,10 @@ func (s *Store) collectGarbage() {
 // in its own life, so something is: a crash between disk and metadata leaves files that nothing else would find.
 func (s *Store) suspect(ctx context.Context) error {
 	const name = "suspect"
+	if err := s.locks.Lock(ctx, name); err != nil {
+		return err
+	}
+	defer s.locks.Unlock(name)
 	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}

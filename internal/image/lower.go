@@ -5,8 +5,10 @@ package image
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -20,6 +22,8 @@ import (
 type lowers struct {
 	mu  sync.Mutex
 	all map[string]*lower // by the snapshot's folder
+	// old are layers that were damaged and have another file by now; who has them keeps them.
+	old map[*lower]struct{}
 }
 
 // lower is one layer, open.
@@ -63,6 +67,21 @@ func (l *lowers) take(folder string) *lower {
 	return one
 }
 
+// forget has the layer mounted anew for whoever opens it next.
+func (l *lowers) forget(folder string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	one := l.all[folder]
+	if one == nil {
+		return
+	}
+	delete(l.all, folder)
+	if l.old == nil {
+		l.old = map[*lower]struct{}{}
+	}
+	l.old[one] = struct{}{}
+}
+
 func (l *lower) mount() (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,11 +113,29 @@ func openLayer(folder string) (*os.File, error) {
 	if size == 0 {
 		return os.OpenFile(folder, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	}
+	if err := checkHead(folder); err != nil {
+		return nil, err
+	}
 	f, err := mount.OpenEROFS(blobOf(folder))
-	if errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EINVAL) { // the kernel mounts such files: chooseForm has tried
+	if errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EIO) { // the kernel mounts such files: chooseForm has tried
 		err = &damagedError{folder, err}
 	}
 	return f, err
+}
+
+// checkHead looks at the beginning and the length of a blob: the kernel mounts one that is cut, and would find out with the first file behind
+// the cut.
+func checkHead(folder string) error {
+	f, err := os.Open(blobOf(folder))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = erofs.VerifyHead(f)
+	if errors.Is(err, erofs.ErrDamaged) || errors.Is(err, syscall.EIO) {
+		err = &damagedError{folder, err}
+	}
+	return err
 }
 
 // close gives layers back.
@@ -108,8 +145,11 @@ func (l *lowers) close(all []*lower) error {
 		l.mu.Lock()
 		one.users--
 		last := one.users == 0
-		if last {
+		if last && l.all[one.folder] == one {
 			delete(l.all, one.folder)
+		}
+		if last {
+			delete(l.old, one)
 		}
 		l.mu.Unlock()
 		if last && one.file != nil {
@@ -124,12 +164,12 @@ func (l *lowers) closeAll() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var errs []error
-	for _, one := range l.all {
+	for _, one := range slices.AppendSeq(slices.Collect(maps.Values(l.all)), maps.Keys(l.old)) {
 		if one.file != nil {
 			errs = append(errs, one.file.Close())
 		}
 	}
-	l.all = nil
+	l.all, l.old = nil, nil
 	return errors.Join(errs...)
 }
 

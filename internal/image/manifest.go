@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -94,7 +93,7 @@ func (s *Store) readTree(ctx context.Context, root ocispec.Descriptor) (*tree, o
 		if desc.Size > registry.MaxDocument {
 			return nil, fmt.Errorf("%s: %d bytes: %w", desc.Digest, desc.Size, ErrUnsupported)
 		}
-		raw, err := content.ReadBlob(ctx, s.content, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+		raw, err := s.readDocument(ctx, desc)
 		if err == nil && images.IsConfigType(desc.MediaType) {
 			err = json.Unmarshal(raw, &config)
 		}

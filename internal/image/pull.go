@@ -10,10 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
@@ -31,6 +29,8 @@ type puller struct {
 	session  *registry.Session
 	lease    leases.Lease
 	progress *progress
+	// names, of an import, are what the image is called. There is no session then.
+	names []string
 }
 
 // pull does the work of a flight. Its errors name the image and the stage, and have a class.
@@ -101,25 +101,44 @@ func references(name reference.Named, target ocispec.Descriptor) []string {
 	return refs
 }
 
+// references are the names that the image gets.
+func (p *puller) references(target ocispec.Descriptor) []string {
+	if p.names != nil {
+		return p.names
+	}
+	return references(p.name, target)
+}
+
 func (p *puller) run(ctx context.Context, target ocispec.Descriptor) (Image, error) {
+	t, err := p.prepare(ctx, target)
+	if err != nil {
+		return Image{}, err
+	}
+	return p.finish(ctx, t)
+}
+
+// prepare fetches and unpacks all that is missing.
+func (p *puller) prepare(ctx context.Context, target ocispec.Descriptor) (*tree, error) {
 	p.progress.at("fetch")
 	fetching, span := telemetry.Start(ctx, "image", "fetch manifest")
 	t, err := p.fetchTree(fetching, target)
 	span.End(err)
 	if err != nil {
-		return Image{}, err
+		return nil, err
 	}
-	if err := p.unpack(ctx, t); err != nil {
-		return Image{}, err
-	}
+	return t, p.unpack(ctx, t)
+}
+
+// finish has the image listed, when the disk has it.
+func (p *puller) finish(ctx context.Context, t *tree) (Image, error) {
 	p.progress.at("record")
-	ctx, span = telemetry.Start(ctx, "image", "record")
-	err = p.conclude(ctx, t)
+	ctx, span := telemetry.Start(ctx, "image", "record")
+	err := p.conclude(ctx, t)
 	span.End(err)
 	if err != nil {
 		return Image{}, fmt.Errorf("record: %w", err)
 	}
-	return p.s.Status(references(p.name, target)[0])
+	return p.s.Status(p.references(t.root)[0])
 }
 
 // conclude makes the image known, once the disk has all of it.
@@ -147,14 +166,9 @@ func (p *puller) record(ctx context.Context, t *tree) error {
 	}
 	return p.s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
-		for _, ref := range references(p.name, t.root) {
-			im := images.Image{Name: ref, Target: t.root}
-			_, err := p.s.images.Create(ctx, im)
-			if errdefs.IsAlreadyExists(err) {
-				_, err = p.s.images.Update(ctx, im, "target")
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", ref, err)
+		for _, ref := range p.references(t.root) {
+			if err := p.s.name(ctx, ref, t.root); err != nil {
+				return err
 			}
 		}
 		return nil

@@ -110,6 +110,7 @@ type Store struct {
 	bolt      *bolt.DB
 	db        *metadata.DB
 	content   content.Store
+	blobs     content.Store // below the metadata
 	images    images.Store
 	leases    leases.Manager
 	snapshots snapshots.Snapshotter
@@ -252,8 +253,8 @@ func (s *Store) noteBoot() (rebooted bool, err error) {
 }
 
 func (s *Store) openDatabases(ctx context.Context) error {
-	blobs, err := local.NewStore(filepath.Join(s.cfg.Root, contentDir))
-	if err != nil {
+	var err error
+	if s.blobs, err = local.NewStore(filepath.Join(s.cfg.Root, contentDir)); err != nil {
 		return err
 	}
 	dir := filepath.Join(s.cfg.Root, overlayfs)
@@ -283,7 +284,7 @@ func (s *Store) openDatabases(ctx context.Context) error {
 	if s.bolt, err = bolt.Open(filepath.Join(s.cfg.Root, "metadata.db"), 0o600, &options); err != nil {
 		return fmt.Errorf("metadata.db: %w", err)
 	}
-	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{overlayfs: s.raw})
+	s.db = metadata.NewDB(s.bolt, s.blobs, map[string]snapshots.Snapshotter{overlayfs: s.raw})
 	if err := s.db.Init(ctx); err != nil {
 		return fmt.Errorf("metadata.db: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/berth-run/berth/internal/image/layer"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -120,10 +121,7 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
 	if !done {
-		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.blob(ctx, desc) }); err != nil {
-			return err
-		}
-		if err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) }); err != nil {
+		if err := u.fetchAndUnpack(ctx, i, unpack); err != nil {
 			return err
 		}
 	}
@@ -143,6 +141,27 @@ func (*unpacking) layerStage(ctx context.Context, stage string, desc ocispec.Des
 		return fmt.Errorf("%s %s: %w", stage, desc.Digest, err)
 	}
 	return nil
+}
+
+// fetchAndUnpack fetches a layer anew if what was here of it is damaged.
+func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(context.Context, int) error) error {
+	desc := u.t.layers[i]
+	for again := false; ; again = true {
+		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.blob(ctx, desc) }); err != nil {
+			return err
+		}
+		err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) })
+		if err == nil || again || !errors.Is(err, layer.ErrCorrupt) && !damaged(err) {
+			return err
+		}
+		rot := u.s.verifyBlob(ctx, desc.Digest)
+		if !damaged(rot) { // the image is wrong, not what is kept of it
+			return err
+		}
+		if err := u.s.dropBlob(ctx, desc.Digest, rot); err != nil {
+			return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
+		}
+	}
 }
 
 // extract unpacks a layer that is here into a snapshot.

@@ -20,7 +20,9 @@ var nothing = strings.NewReplacer()
 // secretsOf finds the credentials in a request. They are kept out of what is logged and answered even where a library has put them
 // into an error text: the kubelet copies that text into events that many may read.
 func secretsOf(req any) *strings.Replacer {
-	pull, ok := req.(*runtimeapi.PullImageRequest)
+	pull, ok := req.(interface {
+		GetAuth() *runtimeapi.AuthConfig
+	})
 	if !ok || pull.GetAuth() == nil {
 		return nothing
 	}

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/imageapi/imagepb"
 )
 
 // maxAnswer is the largest answer that is taken, in bytes. A runtime sends at most 16 MiB; ExecSync has two streams of that.
@@ -28,6 +30,8 @@ const dialTimeout = 5 * time.Second
 type Client struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
+	// Operator is what Berth alone has; other runtimes answer Unimplemented.
+	Operator imagepb.ImagesClient
 	// Socket is the path that it is connected to.
 	Socket string
 	// Timeout bounds one request; 0: Read and Change have their own bounds.
@@ -78,7 +82,8 @@ func Dial(ctx context.Context, endpoint string) (*Client, error) {
 		return nil, fmt.Errorf("connect to %s: %w", path, err)
 	}
 	conn.Connect()
-	return &Client{Runtime: runtimeapi.NewRuntimeServiceClient(conn), Images: runtimeapi.NewImageServiceClient(conn), Socket: path, conn: conn}, nil
+	return &Client{Runtime: runtimeapi.NewRuntimeServiceClient(conn), Images: runtimeapi.NewImageServiceClient(conn), Operator: imagepb.NewImagesClient(conn),
+		Socket: path, conn: conn}, nil
 }
 
 func dial(ctx context.Context, path string) (net.Conn, error) {

@@ -47,7 +47,7 @@ func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Bl
 			err = fmt.Errorf("%w: %v: %s", ErrCorrupt, p, debug.Stack())
 		}
 	}()
-	plain, closer, err := decompress(r)
+	plain, closer, err := Decompress(r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}

@@ -57,7 +57,7 @@ func Extract(ctx context.Context, dir string, r io.Reader) (_ Result, err error)
 			err = fmt.Errorf("%w: %v: %s", ErrCorrupt, p, debug.Stack())
 		}
 	}()
-	plain, closer, err := decompress(r)
+	plain, closer, err := Decompress(r)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -78,8 +78,9 @@ func Extract(ctx context.Context, dir string, r io.Reader) (_ Result, err error)
 	return Result{DiffID: digester.Digest(), Implied: entries.unnamed()}, nil
 }
 
-// decompress tells the compression by its first bytes, because media types are wrong at times.
-func decompress(r io.Reader) (io.Reader, func(), error) {
+// Decompress tells the compression (gzip, zstd, none) by its first bytes, because media types are wrong at times. Call the function that it returns
+// at the end.
+func Decompress(r io.Reader) (io.Reader, func(), error) {
 	buffered := bufio.NewReaderSize(r, readAhead)
 	head, err := buffered.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
