@@ -51,6 +51,36 @@ type world struct {
 	// limits of the pods' cgroups by sandbox ID, and the last OOM score that was set.
 	limits   map[string]*runtimeapi.LinuxContainerResources
 	oomScore int64
+	// gate, if set, is a call that waits.
+	gate *gate
+}
+
+// gate lets a call wait: reached is closed when it has come, and it goes on when open is closed.
+type gate struct {
+	what          string
+	reached, open chan struct{}
+}
+
+// waitIn makes the next call of this name wait.
+func (w *world) waitIn(what string) *gate {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gate = &gate{what, make(chan struct{}), make(chan struct{})}
+	return w.gate
+}
+
+// pass waits if this is the call that shall.
+func (w *world) pass(what string) {
+	w.mu.Lock()
+	g := w.gate
+	if g == nil || g.what != what {
+		w.mu.Unlock()
+		return
+	}
+	w.gate = nil
+	w.mu.Unlock()
+	close(g.reached)
+	<-g.open
 }
 
 // oomFloor is the lowest OOM score that the fake node may set.
@@ -90,6 +120,7 @@ func (w *world) start() *life {
 
 // call does one thing to the world, with the fault if it is its turn.
 func (l *life) call(what string, f func() error) error {
+	l.pass(what)
 	l.mu.Lock()
 	if l.n != l.world.life {
 		l.mu.Unlock()
@@ -232,6 +263,7 @@ func (f fakeHost) Unpin(path string) error {
 	return f.drop("pidns", idOf(path))
 }
 func (f fakeHost) CgroupExists(p string) (bool, error) {
+	f.pass("cgroup exists")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.held["cgroup "+idOf(p)], nil

@@ -80,7 +80,7 @@ type Manager struct {
 	laterSlots chan struct{}
 	events     *hub
 
-	cgroups    sync.Mutex   // orders decisions about who removes a cgroup that several pods live in; taken before mu and Sandbox.mu
+	cgroups    cgroupParents
 	mu         sync.RWMutex // guards the maps; held for look-ups only
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -35,8 +36,8 @@ type Sandbox struct {
 	// sandboxContainer is the record's.
 	sandboxContainer bool
 
-	// leftCgroup: it has decided about its cgroup parent, and does not take it over any more. Guarded by Manager.cgroups.
-	leftCgroup bool
+	// inCgroup: it lives in its cgroup parent, and can take it over. Guarded by Manager.cgroups.mu.
+	inCgroup bool
 
 	status atomic.Pointer[SandboxStatus]
 	// feed is what statuses are published through, the containers' too.
@@ -144,6 +145,7 @@ func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxCon
 	s.rec, s.object, s.path, s.header, s.publish = rec, s, s.paths.record, m.header(sandboxKind, sandboxVersion), s.show
 	s.log = m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())
 	s.feed = m.events.newFeed(rec.ID)
+	s.inCgroup = slices.Contains(rec.Begun, stepCgroup)
 	s.plan = s.newPlan()
 	s.ops = ops{object: s.String(), stage: s.plan.Stage, work: &m.work, log: s.log}
 	s.publish()

@@ -92,8 +92,8 @@ func (s *Sandbox) run(ctx context.Context) error {
 		}
 	}
 	// The record comes before the first side effect: from here on a crash finds what to release.
-	if err := s.record(); err != nil {
-		return errors.Join(err, s.erase())
+	if err := s.record(ctx); err != nil {
+		return errors.Join(err, s.removeCgroup(ctx), s.erase())
 	}
 	if err := s.plan.Up(ctx); err != nil {
 		return errors.Join(err, s.abandon())
@@ -140,15 +140,11 @@ func (s *Sandbox) networkReady(ctx context.Context) error {
 	}
 }
 
-func (s *Sandbox) record() error {
+func (s *Sandbox) record(ctx context.Context) error {
 	if err := os.MkdirAll(s.paths.containerRecord, 0o700); err != nil {
 		return fmt.Errorf("%s: make folder of records: %w", s, err)
 	}
-	exists, err := s.m.parts.Host.CgroupExists(s.facts().CgroupParent)
-	if err != nil {
-		return fmt.Errorf("%s: %w", s, err)
-	}
-	return s.update(func(r *sandboxRecord) { r.OwnCgroup = !exists })
+	return s.joinCgroup(ctx)
 }
 
 // abandon ends a creation that failed: without a trace where the roll-back released everything, else as a

@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -170,51 +168,6 @@ func (s *Sandbox) attach(ctx context.Context) error {
 
 func (s *Sandbox) detach(ctx context.Context) error {
 	return s.m.parts.Network.Detach(ctx, s.attachment())
-}
-
-func (s *Sandbox) makeCgroup(ctx context.Context) error {
-	return s.m.parts.Host.CreateCgroup(ctx, s.facts().CgroupParent)
-}
-
-func (s *Sandbox) removeCgroup(ctx context.Context) error {
-	last, err := s.leaveCgroup()
-	if err != nil || !last {
-		return err
-	}
-	return s.m.parts.Host.RemoveCgroup(ctx, s.facts().CgroupParent)
-}
-
-// leaveCgroup tells whether the cgroup parent goes with this sandbox. One that other pods live in goes with the last of them: removing it kills
-// whatever is in it. A kubelet gives each pod its own; other clients name the same one again and again.
-func (s *Sandbox) leaveCgroup() (last bool, err error) {
-	s.m.cgroups.Lock()
-	defer s.m.cgroups.Unlock()
-	s.leftCgroup = true
-	r := s.facts()
-	if !r.OwnCgroup {
-		return false, nil
-	}
-	heir := s.m.cgroupHeir(r.CgroupParent)
-	if heir == nil {
-		return true, nil
-	}
-	if err := heir.update(func(r *sandboxRecord) { r.OwnCgroup = true }); err != nil {
-		return false, err
-	}
-	return false, s.update(func(r *sandboxRecord) { r.OwnCgroup = false })
-}
-
-// cgroupHeir is a sandbox that lives in the cgroup and has not left it; nil: none. Preconditions: m.cgroups is held.
-func (m *Manager) cgroupHeir(parent string) *Sandbox {
-	m.mu.RLock()
-	all := slices.Collect(maps.Values(m.sandboxes))
-	m.mu.RUnlock()
-	for _, s := range all {
-		if r := s.facts(); !s.leftCgroup && r.CgroupParent == parent && slices.Contains(r.Begun, stepCgroup) {
-			return s
-		}
-	}
-	return nil
 }
 
 func (s *Sandbox) mountShm(context.Context) error {
