@@ -47,7 +47,11 @@ func (m machine) run(ctx context.Context, limit time.Duration) error {
 	cmd.WaitDelay = 5 * time.Second
 	// The machine ends with this program, however that ends.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begin := time.Now()
 	err = cmd.Run()
+	if s := cmd.ProcessState; s != nil { // what it takes on a host that does nothing else
+		fmt.Printf("the machine ran for %s and took %s of processor time\n", time.Since(begin).Round(time.Second), (s.UserTime() + s.SystemTime()).Round(time.Second))
+	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("%w; its console is in %s", context.Cause(ctx), m.console())
 	} else if err != nil {

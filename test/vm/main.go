@@ -26,6 +26,8 @@ type options struct {
 	run     *regexp.Regexp
 	tests   string
 	timeout time.Duration
+	// patience multiplies the steps' limits.
+	patience int
 	accel   string
 	// suite is critest's path, if it is to run; fixtures is where this host serves the images that it wants.
 	suite, fixtures string
@@ -50,6 +52,7 @@ func parse() (options, error) {
 	}
 	flag.StringVar(&o.cache, "cache", filepath.Join(cache, "berth", "vm"), "folder of the machine's image and the last run's logs")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit on the machine's life")
+	flag.IntVar(&o.patience, "patience", 1, "multiplies the limits of the single steps, for hosts that have other things to do")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=multi,tb-size=1024", "qemu's -accel")
 	flag.BoolVar(&o.verbose, "v", false, "print all that the tests print")
 	flag.StringVar(&o.suite, "critest", os.Getenv("CRITEST"), "path of the CRI validation suite, to be run too")
@@ -90,6 +93,7 @@ func host() error {
 	defer os.RemoveAll(work)
 	steps := chosen(o.plan(), o.run)
 	for i := range steps {
+		steps[i].Limit *= time.Duration(o.patience)
 		if o.tests != "" && steps[i].Run == "" {
 			steps[i].Run = o.tests
 		}

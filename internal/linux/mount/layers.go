@@ -25,10 +25,13 @@ func (o Overlay) onMounts(target string, attach bool) (err error) {
 	for i, l := range layers {
 		paths[i] = fmt.Sprintf("/proc/self/fd/%d", l.Fd())
 	}
-	if !attach {
+	if !attach && !layersInPlace.Load() {
 		if err = o.stack(paths, target); !errors.Is(err, unix.EINVAL) {
 			return err
 		}
+	}
+	if err := o.clearAttempt(); err != nil {
+		return err
 	}
 	// Before Linux 6.15, layers must be mounted somewhere.
 	place := scratch(target)
@@ -52,7 +55,9 @@ func (o Overlay) onMounts(target string, attach bool) (err error) {
 			return err
 		}
 	}
-	return o.stack(paths, target)
+	err = o.stack(paths, target)
+	layersInPlace.CompareAndSwap(false, err == nil && !attach)
+	return err
 }
 
 // mapMounts are the layers, or copies of them with the owners that the user namespace maps.

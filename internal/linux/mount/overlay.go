@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,10 +48,13 @@ func (o Overlay) on(target string, attach bool) error {
 	if o.UserNS == "" {
 		return o.mount(layers, target)
 	}
-	if !attach {
+	if !attach && !layersInPlace.Load() {
 		if err = o.mount(layers, target); !errors.Is(err, unix.EINVAL) {
 			return err
 		}
+	}
+	if err := o.clearAttempt(); err != nil {
+		return err
 	}
 	place := scratch(target)
 	if err := os.Mkdir(place, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -60,10 +64,26 @@ func (o Overlay) on(target string, attach bool) error {
 		return errors.Join(fmt.Errorf("mount mapped layers on %s: %w", place, err), removeScratch(target))
 	}
 	err = o.mount(layers, target)
+	layersInPlace.CompareAndSwap(false, err == nil && !attach)
 	if err = errors.Join(err, removeScratch(target)); err != nil {
 		err = errors.Join(err, Detach(target))
 	}
 	return err
+}
+
+// layersInPlace: this kernel wants layers to be mounted somewhere, as it was found out.
+var layersInPlace atomic.Bool
+
+// clearAttempt takes away what a mount that failed has left: with the option volatile the kernel first marks the work folder, which then counts as one of a
+// crash.
+func (o Overlay) clearAttempt() error {
+	if o.Work == "" {
+		return nil
+	}
+	if err := os.RemoveAll(filepath.Join(o.Work, "work", "incompat")); err != nil {
+		return fmt.Errorf("mount overlay: clear the work folder: %w", err)
+	}
+	return nil
 }
 
 func removeScratch(target string) error {

@@ -91,8 +91,13 @@ func TestLayersAreMappedIntoAUserNamespace(t *testing.T) {
 	for _, attach := range []bool{false, true} {
 		o, at, writable := layered(t), place(t), t.TempDir()
 		o.UserNS, o.Upper, o.Work = fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), filepath.Join(writable, "u"), filepath.Join(writable, "w")
-		for _, dir := range []string{o.Upper, o.Work} {
-			if err := os.Mkdir(dir, 0o755); err != nil {
+		o.Options = append(o.Options, "volatile")
+		dirs := []string{o.Upper, o.Work}
+		if attach { // what a kernel before 6.15 leaves when it refuses layers that are mounted nowhere
+			dirs = append(dirs, o.Work+"/work/incompat/volatile")
+		}
+		for _, dir := range dirs {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
