@@ -91,6 +91,7 @@ var doors = []door{
 	{"github.com/opencontainers/runtime-tools", nil, "its setters hide which part of a spec they touch"},
 	{"github.com/opencontainers/runtime-spec", []string{"internal/spec", "internal/nri", "internal/cdi", "internal/qos", "internal/shim"},
 		"the OCI spec is made by spec, adjusted by nri and cdi, read by shim"},
+	{"github.com/opencontainers/selinux", []string{"internal/linux/selinux"}, "it keeps the levels that are taken in global variables: one package counts who has them"},
 	{"github.com/moby/profiles/apparmor", []string{"internal/linux"}, "profiles are loaded into the kernel in one place"},
 	{"github.com/moby/profiles/seccomp", []string{"internal/spec"}, "the default profile depends on the spec's own capabilities"},
 	{"github.com/intel/goresctrl", []string{"internal/qos"}, "it keeps its classes in global variables: one package sets them"},

@@ -32,6 +32,8 @@ type Config struct {
 	DefaultRuntime string
 	// DeviceOwnership gives a container's devices to its run_as_user and run_as_group.
 	DeviceOwnership bool
+	// SELinux labels pods where the kernel has SELinux and its policy labels for containers.
+	SELinux bool
 
 	Log       Log
 	Network   Network
@@ -242,6 +244,7 @@ func base() *Config {
 			CredentialFiles:        []string{},
 			StallTimeout:           60 * time.Second,
 		},
+		SELinux:   true,
 		Images:    Images{Snapshotter: "auto", Sync: true, Pinned: []string{}, UnpackTimeout: time.Hour},
 		Runtimes:  map[string]*Runtime{"runc": newRuntime()},
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},

@@ -40,6 +40,8 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.DefaultRuntime }, check: handler},
 	{path: "device_ownership_from_security_context", doc: "Give a container's devices to its run_as_user and run_as_group; false: their owners are as on the host.",
 		at: func(c *Config, _ string) any { return &c.DeviceOwnership }, check: anything},
+	{path: "selinux", doc: "Label pods and their files where the kernel has SELinux and its policy has labels for containers; false: never.",
+		at: func(c *Config, _ string) any { return &c.SELinux }, check: anything},
 
 	{path: "log.level", doc: "The least that is logged: debug, info, warn or error.", reload: true,
 		at: func(c *Config, _ string) any { return &c.Log.Level }, check: oneOf("debug", "info", "warn", "error")},

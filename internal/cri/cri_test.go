@@ -27,7 +27,6 @@ func TestEachErrorHasTheCodeThatItsCallerActsOn(t *testing.T) {
 	}{
 		{pod.ErrInvalid, codes.InvalidArgument},
 		{spec.ErrInvalid, codes.InvalidArgument},
-		{spec.ErrNotYet, codes.Unimplemented},
 		{pod.ErrNotFound, codes.NotFound},
 		{image.ErrNotFound, codes.NotFound},
 		{pod.ErrExists, codes.AlreadyExists},

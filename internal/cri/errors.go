@@ -24,7 +24,6 @@ var classes = []struct {
 }{
 	{pod.ErrInvalid, codes.InvalidArgument},
 	{spec.ErrInvalid, codes.InvalidArgument},
-	{spec.ErrNotYet, codes.Unimplemented},
 	{image.ErrInvalidReference, codes.InvalidArgument},
 	// The request is well-formed; what the registry holds is not for this node.
 	{image.ErrUnsupported, codes.FailedPrecondition},

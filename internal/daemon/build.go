@@ -100,10 +100,14 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := specs.loadProfile(); err != nil {
 		d.log.Warn("containers that name no AppArmor profile run unconfined; those that ask for RuntimeDefault are refused", "error", err)
 	}
+	labels, err := d.openLabels()
+	if err != nil {
+		return err
+	}
 	d.stats = stats.New(stats.Config{Cgroups: k.cgroups, Driver: driver, Log: d.log})
 	_, measured := d.observers()
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
-		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Hooks: hooks,
+		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Labels: labels, Hooks: hooks,
 			Observer: measured, Ended: d.stats.Forget}, d.log)
 	if d.streams, err = stream.New(d.streamConfig()); err != nil {
 		return err
@@ -260,7 +264,7 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 		return facts, err
 	}
 	return spec.Host{NoHugePages: !slices.Contains(controllers, "hugetlb"), CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
-		AppArmor: host.AppArmor(), SELinux: host.SELinux(), NoX32: host.NoX32()}, nil
+		AppArmor: host.AppArmor(), NoX32: host.NoX32()}, nil
 }
 
 func (d *daemon) imageConfig() image.Config {

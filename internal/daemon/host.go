@@ -162,9 +162,13 @@ func (k kernel) RemoveCgroup(ctx context.Context, parent string) error {
 	return k.cgroups.Remove(ctx, path)
 }
 
-func (k kernel) MountShm(target string, size int64, uid, gid int) error {
-	return mount.Mount{Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec", "mode=1777",
-		fmt.Sprintf("size=%d,uid=%d,gid=%d", size, uid, gid)}}.On(target)
+func (k kernel) MountShm(target string, size int64, uid, gid int, label string) error {
+	m := mount.Mount{Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec", "mode=1777",
+		fmt.Sprintf("size=%d,uid=%d,gid=%d", size, uid, gid)}}
+	if label != "" {
+		m.Options = append(m.Options, mount.Context(label))
+	}
+	return m.On(target)
 }
 
 func (k kernel) MountOverlay(target string, o mount.Overlay) error { return o.On(target) }

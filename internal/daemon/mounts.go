@@ -3,12 +3,14 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/linux/selinux"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/spec"
 )
@@ -19,6 +21,9 @@ func (m specMaker) mountSources(r pod.SpecRequest) ([]spec.MountSource, error) {
 	var all []spec.MountSource
 	for i, asked := range r.Container.GetMounts() {
 		source, err := m.mountSource(asked, r.Handler, r.ImageMounts[i])
+		if err == nil && asked.GetSelinuxRelabel() && asked.GetImage() == nil {
+			err = relabelSource(asked.GetHostPath(), r.Labels.Mount)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("mounts[%d] %s: %w", i, asked.GetContainerPath(), err)
 		}
@@ -82,4 +87,22 @@ func checkPropagation(m *runtimeapi.Mount, source *mount.Source) error {
 	}
 	return fmt.Errorf("propagation is %s, but %s is on the mount %s, which is neither shared nor a slave; make it shared (mount --make-rshared %[3]s): %w",
 		wanted, m.GetHostPath(), point, pod.ErrInvalid)
+}
+
+// relabelSource makes a host path the container's own, where SELinux keeps it from what is not (CRI: Mount.selinux_relabel). A file system that knows no
+// labels has one for all its files, which a relabelling does not change: as in other runtimes that is no error.
+func relabelSource(path, label string) error {
+	if label == "" {
+		return nil
+	}
+	err := selinux.Relabel(path, label)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil
+	case errors.Is(err, selinux.ErrSystem):
+		return fmt.Errorf("selinux_relabel: %w: %w", pod.ErrInvalid, err)
+	case err != nil:
+		return fmt.Errorf("selinux_relabel: %w", err)
+	}
+	return nil
 }

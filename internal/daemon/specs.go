@@ -160,7 +160,7 @@ func (m specMaker) input(r pod.SpecRequest) spec.Input {
 	}
 	policy := m.handlers[r.Handler]
 	return spec.Input{Rlimits: policy.rlimits, Sandbox: r.Sandbox, Container: r.Container, Host: facts, CgroupsPath: r.CgroupsPath, SandboxID: r.SandboxID, ContainerID: r.ContainerID,
-		Volumes: r.Volumes, UserNS: spec.UserNamespaceOf(r.Sandbox),
+		Volumes: r.Volumes, Labels: spec.Labels(r.Labels), UserNS: spec.UserNamespaceOf(r.Sandbox),
 		Image: spec.ImageConfig{Entrypoint: r.Image.Entrypoint, Cmd: r.Image.Cmd, Env: r.Image.Env, WorkingDir: r.Image.WorkingDir, StopSignal: r.Image.StopSignal},
 		Paths: spec.Paths{Rootfs: p.Rootfs, NetNS: p.NetNS, IPCNS: p.IPCNS, UTSNS: p.UTSNS, PIDNS: p.PIDNS, UserNS: p.UserNS,
 			ResolvConf: p.ResolvConf, Hostname: p.Hostname, Shm: p.Shm, PauseBinary: p.PauseBinary}}

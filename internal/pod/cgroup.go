@@ -18,9 +18,9 @@ type cgroupParents struct {
 	leaving map[string]chan struct{}
 }
 
-// joinCgroup makes the sandbox one of those that live in its cgroup parent, and notes whether it goes with them. It waits for a removal under way: that
-// kills whatever is in the cgroup.
-func (s *Sandbox) joinCgroup(ctx context.Context) error {
+// joinCgroup makes the sandbox one of those that live in its cgroup parent, and tells whether that is theirs: it goes with the last of them. It waits for a
+// removal under way, which kills whatever is in the cgroup.
+func (s *Sandbox) joinCgroup(ctx context.Context) (own bool, err error) {
 	parent, all := s.facts().CgroupParent, &s.m.cgroups
 	for {
 		all.mu.Lock()
@@ -34,15 +34,14 @@ func (s *Sandbox) joinCgroup(ctx context.Context) error {
 		select {
 		case <-removal:
 		case <-ctx.Done():
-			return fmt.Errorf("%s: the last pod in cgroup %s is being removed: %w", s, parent, context.Cause(ctx))
+			return false, fmt.Errorf("%s: the last pod in cgroup %s is being removed: %w", s, parent, context.Cause(ctx))
 		}
 	}
 	exists, err := s.m.parts.Host.CgroupExists(parent)
 	if err != nil {
-		return fmt.Errorf("%s: %w", s, err)
+		return false, fmt.Errorf("%s: %w", s, err)
 	}
-	// Another sandbox may have left since, and have bequeathed the cgroup to this one.
-	return s.update(func(r *sandboxRecord) { r.OwnCgroup = r.OwnCgroup || !exists })
+	return !exists, nil
 }
 
 func (s *Sandbox) makeCgroup(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/selinux"
 	"github.com/berth-run/berth/internal/step"
 )
 
@@ -61,9 +62,11 @@ type containerRecord struct {
 	MountImages []string `json:"mount_images,omitempty"`
 	Volumes     []string `json:"volumes,omitempty"`
 	StopSignal  int      `json:"stop_signal"`
-	UID         int64    `json:"uid"`
-	GID         int64    `json:"gid"`
-	Groups      []int64  `json:"groups,omitempty"`
+	// SELinux has the container's labels.
+	SELinux selinux.Labels `json:"selinux,omitzero"`
+	UID     int64          `json:"uid"`
+	GID     int64          `json:"gid"`
+	Groups  []int64        `json:"groups,omitempty"`
 
 	Begun []string `json:"begun"`
 }

@@ -102,11 +102,17 @@ func (c *Container) create(ctx context.Context) error {
 		c.forget()
 		return fmt.Errorf("%s: create: %w", c, err)
 	}
+	labels, err := c.chooseLabels()
+	if err != nil {
+		c.forget()
+		return fmt.Errorf("%s: create: %w", c, err)
+	}
 	// The record comes before the first side effect: from here on a crash finds what to release.
 	err = c.update(func(r *containerRecord) {
-		r.ImageID, r.ImageRef, r.MountImages, r.Volumes = im.ID, imageRef(im), images, places
+		r.ImageID, r.ImageRef, r.MountImages, r.Volumes, r.SELinux = im.ID, imageRef(im), images, places, labels
 	})
 	if err != nil {
+		c.m.releaseLabels(labels)
 		return errors.Join(err, c.erase())
 	}
 	err = c.plan.UpTo(ctx, stepBundle, stepRootfs)
@@ -183,6 +189,9 @@ func (c *Container) forget() {
 	c.vanish()
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
+	if c.m.containers[c.ID] == c { // the first time
+		c.m.releaseLabels(c.facts().SELinux)
+	}
 	delete(c.m.containers, c.ID)
 	delete(c.m.names, containerName(c.sandbox.ID, c.Config))
 }

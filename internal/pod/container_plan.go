@@ -49,13 +49,22 @@ func (c *Container) mountRootfs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	rootfs.Root.Label = r.SELinux.Mount
 	if err := c.m.parts.Host.MountOverlay(c.paths.rootfs, rootfs.Root); err != nil {
 		return err
 	}
 	if err := c.mountVolumes(rootfs.Volumes); err != nil {
 		return err
 	}
-	return c.m.parts.Images.FillVolumes(ctx, image.FillRequest{ID: c.ID, Root: c.paths.rootfs, Places: r.Volumes, Owner: owner})
+	if err := c.m.parts.Images.FillVolumes(ctx, image.FillRequest{ID: c.ID, Root: c.paths.rootfs, Places: r.Volumes, Owner: owner}); err != nil {
+		return err
+	}
+	for _, v := range c.anonymousVolumes() {
+		if err := c.m.relabel(v.Source, r.SELinux.Mount); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *Container) unmountRootfs(ctx context.Context) error {
@@ -105,7 +114,7 @@ func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
 	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
 		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths(),
-		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes()})
+		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux})
 }
 
 // saveSpec puts config.json into the bundle.

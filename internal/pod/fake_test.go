@@ -286,7 +286,7 @@ func (f fakeHost) InForce(_ string, want *runtimeapi.LinuxContainerResources) (*
 	got.MemoryLimitInBytes = got.MemoryLimitInBytes / 4096 * 4096
 	return got, err
 }
-func (f fakeHost) MountShm(target string, _ int64, _, _ int) error {
+func (f fakeHost) MountShm(target string, _ int64, _, _ int, _ string) error {
 	return f.hold("shm", idOf(target))
 }
 func (f fakeHost) MountOverlay(target string, _ mount.Overlay) error {
@@ -537,15 +537,18 @@ type node struct {
 	*Manager
 	w   *world
 	dir string
+	// labels are those of this life.
+	labels *fakeLabels
 }
 
 func newNode(t *testing.T, w *world, dir string) *node {
 	t.Helper()
 	l := w.start()
 	hooks := &fakeHooks{life: l}
+	labels := newFakeLabels(l)
 	m := New(Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), NetnsDir: filepath.Join(dir, "netns"),
 		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: 200 * time.Millisecond, ShimPatience: cmp.Or(w.patience, time.Minute)},
-		Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Hooks: hooks}, slog.New(slog.DiscardHandler))
+		Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Labels: labels, Hooks: hooks}, slog.New(slog.DiscardHandler))
 	if _, err := m.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +558,7 @@ func newNode(t *testing.T, w *world, dir string) *node {
 		defer cancel()
 		_ = m.Close(ctx) // a life that was killed never ends its operations
 	})
-	return &node{m, w, dir}
+	return &node{m, w, dir, labels}
 }
 
 // restart is a kill -9 and a new start: the new life works on a copy of the folders of that instant, so that the dead one's
@@ -581,6 +584,9 @@ func (n *node) restart(t *testing.T) *node {
 
 func (n *node) mustBeEmpty(t *testing.T) {
 	t.Helper()
+	if held := n.labels.held(); len(held) > 0 && len(n.Sandboxes()) == 0 {
+		t.Errorf("levels are still held: %v", held)
+	}
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
 	if len(n.w.held) > 0 {

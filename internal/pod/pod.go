@@ -58,6 +58,8 @@ type Parts struct {
 	Images  Images
 	Host    Host
 	Specs   Specs
+	// Labels may be nil: the kernel has none.
+	Labels Labels
 	// Hooks may be nil: nobody listens.
 	Hooks Hooks
 	// Observer may be nil: nobody measures.

@@ -366,7 +366,8 @@ func TestAfterARebootAllIsExitedAndTheNetworkReleased(t *testing.T) {
 	m := New(n.cfg, n.parts, n.log)
 	m.cfg.Boot = "boot-2"
 	l := n.w.start()
-	m.parts = Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Hooks: &fakeHooks{life: l}}
+	n.labels = newFakeLabels(l)
+	m.parts = Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Labels: n.labels, Hooks: &fakeHooks{life: l}}
 	if err := os.RemoveAll(n.cfg.State); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/mount"
+	"github.com/berth-run/berth/internal/linux/selinux"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
 	"github.com/berth-run/berth/internal/spec"
@@ -105,12 +106,25 @@ type Host interface {
 	InForce(cgroupsPath string, want *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
 	// SetOOMScore sets oom_score_adj of all processes of a container's cgroup, raised to what this node may set.
 	SetOOMScore(cgroupsPath string, score int64) error
-	// MountShm makes a tmpfs that belongs to a user and a group of the host.
-	MountShm(target string, size int64, uid, gid int) error
+	// MountShm makes a tmpfs that belongs to a user and a group of the host. Its files have the SELinux label, if there is one.
+	MountShm(target string, size int64, uid, gid int, label string) error
 	MountOverlay(target string, o mount.Overlay) error
 	Unmount(target string) error
 	// UnmountBelow unmounts all that is mounted at and under dir.
 	UnmountBelow(dir string) error
+}
+
+// Labels are SELinux's. Implementation: selinux.Policy. Each New, Derive and Hold wants a Release.
+type Labels interface {
+	// New chooses a pod's, with a level of its own unless o names one. selinux.ErrInvalid.
+	New(o selinux.Options) (selinux.Labels, error)
+	// Derive makes a container's of its pod's. selinux.ErrInvalid.
+	Derive(pod selinux.Labels, o selinux.Options) (selinux.Labels, error)
+	// Hold takes what was chosen in an earlier life.
+	Hold(selinux.Labels) error
+	Release(selinux.Labels)
+	// Relabel gives a file, or a folder and all below it, a label. selinux.ErrSystem, errors.ErrUnsupported.
+	Relabel(path, label string) error
 }
 
 // Observer measures. Its methods must not block.
@@ -166,6 +180,8 @@ type SpecRequest struct {
 	Volumes     []spec.Volume
 	// Handler is the runtime handler's name.
 	Handler string
+	// Labels are the container's, or the pod's for Pause.
+	Labels selinux.Labels
 	// CgroupsPath is in the form that the cgroup driver wants.
 	CgroupsPath string
 	// IDs for annotations.

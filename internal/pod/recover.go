@@ -102,6 +102,9 @@ func (m *Manager) load(rep *report) ([]loadedSandbox, error) {
 			continue
 		}
 		m.sandboxes[s.ID], m.names[sandboxName(s.Config)] = s, s.ID
+		if err := m.holdLabels(s.rec.SELinux); err != nil {
+			rep.trouble(fmt.Errorf("recover %s: %w", s, err))
+		}
 		rep.Sandboxes++
 		l := loadedSandbox{Sandbox: s, sameBoot: header.Boot == m.cfg.Boot}
 		files, err := os.ReadDir(s.paths.containerRecord)
@@ -119,6 +122,9 @@ func (m *Manager) load(rep *report) ([]loadedSandbox, error) {
 				continue
 			}
 			m.containers[c.ID], m.names[containerName(s.ID, c.Config)] = c, c.ID
+			if err := m.holdLabels(c.rec.SELinux); err != nil {
+				rep.trouble(fmt.Errorf("recover %s: %w", c, err))
+			}
 			rep.Containers++
 			l.containers = append(l.containers, c)
 		}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/selinux"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/spec"
@@ -71,8 +72,10 @@ type sandboxRecord struct {
 	Resources json.RawMessage `json:"resources,omitempty"`
 	Overhead  json.RawMessage `json:"overhead,omitempty"`
 	// OwnCgroup: the parent cgroup was not there before, so it goes with the sandbox.
-	OwnCgroup bool     `json:"own_cgroup"`
-	Begun     []string `json:"begun"`
+	OwnCgroup bool `json:"own_cgroup"`
+	// SELinux has the labels of the pod's files and, unless they are asked to be others, processes.
+	SELinux selinux.Labels `json:"selinux,omitzero"`
+	Begun   []string       `json:"begun"`
 }
 
 func (r *sandboxRecord) begun() *[]string { return &r.Begun }

@@ -144,7 +144,19 @@ func (s *Sandbox) record(ctx context.Context) error {
 	if err := os.MkdirAll(s.paths.containerRecord, 0o700); err != nil {
 		return fmt.Errorf("%s: make folder of records: %w", s, err)
 	}
-	return s.joinCgroup(ctx)
+	labels, err := s.chooseLabels()
+	if err != nil {
+		return fmt.Errorf("%s: %w", s, err)
+	}
+	own, err := s.joinCgroup(ctx)
+	if err == nil {
+		// Another sandbox may have left the cgroup since, and have bequeathed it to this one.
+		err = s.update(func(r *sandboxRecord) { r.OwnCgroup, r.SELinux = r.OwnCgroup || own, labels })
+	}
+	if err != nil {
+		s.m.releaseLabels(labels)
+	}
+	return err
 }
 
 // abandon ends a creation that failed: without a trace where the roll-back released everything, else as a
@@ -180,6 +192,9 @@ func (s *Sandbox) forget() {
 	s.m.events.forget(s.feed)
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
+	if s.m.sandboxes[s.ID] == s { // the first time
+		s.m.releaseLabels(s.facts().SELinux)
+	}
 	delete(s.m.sandboxes, s.ID)
 	delete(s.m.names, sandboxName(s.Config))
 }

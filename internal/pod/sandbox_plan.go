@@ -95,6 +95,9 @@ func (s *Sandbox) makeState(context.Context) error {
 		if err := s.give(path); err != nil {
 			return err
 		}
+		if err := s.m.relabel(path, s.facts().SELinux.Mount); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -175,7 +178,7 @@ func (s *Sandbox) mountShm(context.Context) error {
 		return err
 	}
 	uid, gid := s.root()
-	return s.m.parts.Host.MountShm(s.paths.shm, defaultShmSize, uid, gid)
+	return s.m.parts.Host.MountShm(s.paths.shm, defaultShmSize, uid, gid, s.facts().SELinux.Mount)
 }
 
 func (s *Sandbox) unmountShm(context.Context) error { return s.m.parts.Host.Unmount(s.paths.shm) }
@@ -218,7 +221,7 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 	if err := s.give(rootfs); err != nil {
 		return err
 	}
-	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID, Handler: s.Handler,
+	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID, Handler: s.Handler, Labels: s.facts().SELinux,
 		CgroupsPath: s.m.cgroupsPath(s.facts().CgroupParent, s.ID), Paths: s.specPaths(rootfs)})
 	if err != nil {
 		return err

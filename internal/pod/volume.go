@@ -44,6 +44,7 @@ func (c *Container) mountVolumes(all []mount.Overlay) error {
 		if err := os.MkdirAll(c.volumePath(i), 0o700); err != nil {
 			return fmt.Errorf("%w: %w", ErrImageVolume, err)
 		}
+		o.Label = c.facts().SELinux.Mount
 		if err := c.m.parts.Host.MountOverlay(c.volumePath(i), o); err != nil {
 			return fmt.Errorf("%w: %w", ErrImageVolume, err)
 		}

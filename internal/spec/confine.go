@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"regexp"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -75,11 +76,23 @@ func validProfile(field string, p *runtimeapi.SecurityProfile) error {
 	return oneLine(field+".localhost_ref", p.GetLocalhostRef())
 }
 
-// checkSELinux: without SELinux in the kernel labels say nothing. With it they would be needed, and are not applied yet.
-func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error {
-	o := sc.GetSelinuxOptions()
-	if host.SELinux && !sc.GetPrivileged() && (o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != "") {
-		return notYet("linux.security_context.selinux_options", "SELinux labels")
+var (
+	labelPart  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+	labelLevel = regexp.MustCompile(`^s[0-9]+(:c[0-9]+([.,]c[0-9]+)*)?(-s[0-9]+(:c[0-9]+([.,]c[0-9]+)*)?)?$`)
+)
+
+// maxLabel is the longest part of an SELinux label that makes sense; the kernel reads one page.
+const maxLabel = 256
+
+// validSELinux: nothing can add parts to a label. Whether the policy has it is for the kernel to say, and without SELinux it says nothing.
+func validSELinux(field string, o *runtimeapi.SELinuxOption) error {
+	for _, part := range []struct {
+		name, value string
+		form        *regexp.Regexp
+	}{{"user", o.GetUser(), labelPart}, {"role", o.GetRole(), labelPart}, {"type", o.GetType(), labelPart}, {"level", o.GetLevel(), labelLevel}} {
+		if part.value != "" && (len(part.value) > maxLabel || !part.form.MatchString(part.value)) {
+			return invalid(field+".selinux_options."+part.name, "%.300q is none", part.value)
+		}
 	}
 	return nil
 }

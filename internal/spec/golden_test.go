@@ -31,6 +31,7 @@ type request struct {
 	Annotations        map[string]string
 	Sources            []MountSource
 	Volumes            []Volume
+	Labels             Labels
 }
 
 func ordinaryHost() Host {
@@ -92,7 +93,7 @@ func fill(in *Input, data []byte) error {
 		in.Container = &container
 	}
 	in.WithoutHostDevices, in.Annotations = r.WithoutHostDevices, r.Annotations
-	in.Devices, in.Sources, in.Volumes = r.Devices, r.Sources, r.Volumes
+	in.Devices, in.Sources, in.Volumes, in.Labels = r.Devices, r.Sources, r.Volumes, r.Labels
 	if in.UserNS = UserNamespaceOf(in.Sandbox); in.UserNS != nil {
 		in.Paths.UserNS = "/run/berth/pods/s1/ns/user"
 	}
@@ -136,7 +137,7 @@ func TestGolden(t *testing.T) {
 				if got, err = json.MarshalIndent(s, "", "  "); err != nil {
 					t.Fatal(err)
 				}
-			case errors.Is(err, ErrInvalid), errors.Is(err, ErrNotYet):
+			case errors.Is(err, ErrInvalid):
 				got = []byte("error: " + err.Error())
 			default:
 				t.Fatalf("error without a class: %v", err)
@@ -151,6 +152,9 @@ func TestGoldenPause(t *testing.T) {
 	in.Host.OOMScoreFloor = -500
 	in.Host.AppArmorDefault = "berth-default"
 	comparePause(t, in, "testdata/pause.spec.json")
+	in.Labels = Labels{"system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"}
+	comparePause(t, in, "testdata/pause-selinux.spec.json")
+	in.Labels = Labels{}
 	in.UserNS, in.Paths.UserNS = &UserNamespace{IDRange{65536, 4096}, IDRange{65536, 4096}}, "/run/berth/pods/s1/ns/user"
 	comparePause(t, in, "testdata/pause-user-namespace.spec.json")
 }

@@ -25,9 +25,6 @@ func linuxSection(in Input) (*specs.Linux, error) {
 	if len(asked.GetUnified()) > 0 && !in.Host.CgroupV2 {
 		return nil, invalid("linux.resources.unified", "is for cgroup v2, this node has v1")
 	}
-	if err := checkSELinux(sc, in.Host); err != nil {
-		return nil, err
-	}
 	for i, h := range asked.GetHugepageLimits() {
 		if h.GetLimit() > 0 && in.Host.NoHugePages {
 			return nil, invalid(fmt.Sprintf("linux.resources.hugepage_limits[%d]", i), "%s: this node's cgroups have no hugetlb controller", h.GetPageSize())

@@ -32,13 +32,13 @@ func GeneratePause(in Input) (*specs.Spec, error) {
 		Root:    &specs.Root{Path: in.Paths.Rootfs, Readonly: true},
 		// One thread and little garbage: it only waits.
 		Process: &specs.Process{Args: []string{"/pause", "pause"}, Env: []string{"GOMAXPROCS=1", "GOGC=25"}, Cwd: "/", User: user,
-			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, ApparmorProfile: in.Host.AppArmorDefault, Rlimits: rlimits(in.Host), OOMScoreAdj: oomScore(pauseOOMScore, in.Host)},
+			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, ApparmorProfile: in.Host.AppArmorDefault, SelinuxLabel: in.Labels.Process, Rlimits: rlimits(in.Host), OOMScoreAdj: oomScore(pauseOOMScore, in.Host)},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
 			{Destination: "/pause", Type: "bind", Source: in.Paths.PauseBinary, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		},
-		Linux: &specs.Linux{Namespaces: ns, CgroupsPath: in.CgroupsPath, MaskedPaths: slices.Clone(maskedPaths), ReadonlyPaths: slices.Clone(readonlyPaths),
+		Linux: &specs.Linux{MountLabel: in.Labels.Mount, Namespaces: ns, CgroupsPath: in.CgroupsPath, MaskedPaths: slices.Clone(maskedPaths), ReadonlyPaths: slices.Clone(readonlyPaths),
 			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}},
 		Annotations: withOthers(in.Annotations, map[string]string{
 			"io.kubernetes.cri.container-type":    "sandbox",

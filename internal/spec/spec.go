@@ -14,12 +14,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-var (
-	// ErrInvalid: the configuration can never work; the text names the field as the CRI does.
-	ErrInvalid = errors.New("invalid")
-	// ErrNotYet: the CRI has the field, this release does not honour it, and ignoring it would be wrong.
-	ErrNotYet = errors.New("not supported by this release")
-)
+// ErrInvalid: the configuration can never work; the text names the field as the CRI does.
+var ErrInvalid = errors.New("invalid")
 
 // ociVersion is the lowest version of the runtime-spec that has all that is used here: older runtimes refuse newer ones.
 const ociVersion = "1.2.0"
@@ -49,9 +45,14 @@ type Input struct {
 	Volumes []Volume
 	// Rlimits are the runtime handler's own.
 	Rlimits []Rlimit
+	// Labels are those of SELinux, empty where there is none.
+	Labels Labels
 	// UserNS is the pod's user namespace, at Paths.UserNS; nil: the host's.
 	UserNS *UserNamespace
 }
+
+// Labels are SELinux labels, of the process and of the files that are its own.
+type Labels struct{ Process, Mount string }
 
 // Rlimit is a limit of the process, by the OCI's name for it.
 type Rlimit struct {
@@ -98,8 +99,6 @@ type Host struct {
 	// AppArmor: the kernel has it. AppArmorDefault is the name of the default profile that is loaded, if one is.
 	AppArmor        bool
 	AppArmorDefault string
-	// SELinux: the kernel has it.
-	SELinux bool
 	// NoX32: the kernel knows no system calls of the x32 ABI.
 	NoX32 bool
 }
@@ -115,7 +114,7 @@ type Device struct {
 	Access string
 }
 
-// Generate makes the OCI spec. Errors: ErrInvalid, ErrNotYet.
+// Generate makes the OCI spec. Errors: ErrInvalid.
 func Generate(in Input) (*specs.Spec, error) {
 	if err := ValidateContainer(in.Container, in.Sandbox); err != nil {
 		return nil, err
@@ -136,6 +135,10 @@ func Generate(in Input) (*specs.Spec, error) {
 		return nil, err
 	}
 	sc := in.Container.GetLinux().GetSecurityContext()
+	linux.MountLabel = in.Labels.Mount
+	if !sc.GetPrivileged() { // CRI: no confinement is applied; the daemon's own domain may do what it may
+		process.SelinuxLabel = in.Labels.Process
+	}
 	s := &specs.Spec{
 		Version: ociVersion, Root: &specs.Root{Path: in.Paths.Rootfs, Readonly: sc.GetReadonlyRootfs()},
 		Process: process, Mounts: mounts, Linux: linux, Annotations: annotations(in),
@@ -187,8 +190,4 @@ func imageName(im *runtimeapi.ImageSpec) string {
 
 func invalid(field, format string, args ...any) error {
 	return fmt.Errorf("%s: %s: %w", field, fmt.Sprintf(format, args...), ErrInvalid)
-}
-
-func notYet(field, what string) error {
-	return fmt.Errorf("%s: %s: %w", field, what, ErrNotYet)
 }

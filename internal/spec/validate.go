@@ -112,6 +112,9 @@ func validLinuxSandbox(l *runtimeapi.LinuxPodSandboxConfig) error {
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
 		return invalid(field+".run_as_group", "wants run_as_user too")
 	}
+	if err := validSELinux(field, sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	if sc.GetSeccomp() != nil {
 		if err := validProfile(field+".seccomp", sc.GetSeccomp()); err != nil {
 			return err

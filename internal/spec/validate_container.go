@@ -97,6 +97,9 @@ func validLinuxContainer(l *runtimeapi.LinuxContainerConfig, sandbox *runtimeapi
 	if err := validConfinement(field, sc); err != nil {
 		return err
 	}
+	if err := validSELinux(field, sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	for _, list := range []struct {
 		name  string
 		paths []string

@@ -28,7 +28,7 @@ type options struct {
 	timeout time.Duration
 	// patience multiplies the steps' limits.
 	patience int
-	accel   string
+	accel    string
 	// suite is critest's path, if it is to run; fixtures is where this host serves the images that it wants.
 	suite, fixtures string
 	verbose         bool

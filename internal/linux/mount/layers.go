@@ -113,6 +113,9 @@ func (o Overlay) stack(paths []string, target string) error {
 	for _, p := range paths {
 		set("lowerdir+", p)
 	}
+	if o.Label != "" {
+		set("context", o.Label)
+	}
 	flags := 0
 	if o.Upper != "" {
 		set("upperdir", o.Upper)

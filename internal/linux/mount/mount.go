@@ -21,6 +21,9 @@ type Mount struct {
 	Options      []string
 }
 
+// Context is the option that gives all files of a mount an SELinux label, which has commas in it.
+func Context(label string) string { return `context="` + label + `"` }
+
 var flags = map[string]uintptr{
 	"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
 	"noatime": unix.MS_NOATIME, "relatime": unix.MS_RELATIME, "bind": unix.MS_BIND, "rbind": unix.MS_BIND | unix.MS_REC,

@@ -24,6 +24,8 @@ type Overlay struct {
 	// Upper and Work make it writable.
 	Upper, Work string
 	Options     []string
+	// Label is the SELinux label of all its files; empty: each has its own.
+	Label string
 	// UserNS, if set, is the path of a user namespace: the layers' owners are mapped by it. A file of the layers' root belongs to the
 	// namespace's root then. The upper folder is not mapped: what is written there has the host's IDs.
 	UserNS string
@@ -163,6 +165,9 @@ func (o Overlay) options(prefix string) []string {
 		options = append(options, "upperdir="+o.Upper, "workdir="+o.Work)
 	} else {
 		options = append(options, "ro")
+	}
+	if o.Label != "" {
+		options = append(options, Context(o.Label))
 	}
 	return append(options, o.Options...)
 }
