@@ -107,6 +107,7 @@ func host() error {
 	}
 	report := newReport(os.Stdout, o.verbose)
 	m := machine{base: base, payload: payload, accel: o.accel, logs: filepath.Join(o.cache, "last"), results: report, reachesHost: o.fixtures != ""}
+	report.emulator = m.emulatorFailed
 	err = m.run(ctx, o.timeout)
 	report.finish(steps)
 	fmt.Printf("%d passed, %d failed\n", report.passed, report.failed)

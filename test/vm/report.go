@@ -14,6 +14,7 @@ import (
 const (
 	beginMark = "\x01begin "
 	endMark   = "\x01end "
+	downMark  = "\x01down "
 	// testMark is what -test.v=test2json puts before its own lines, though a test has not ended its last one.
 	testMark = "\x16"
 )
@@ -22,6 +23,9 @@ const (
 const maxLine = 64 << 10
 
 func reportBegin(w io.Writer, s step) { fmt.Fprintf(w, "\n%s%s\n", beginMark, s.Name) }
+
+// reportDown says that the machine went down in a step, which is begun again.
+func reportDown(w io.Writer, s step) { fmt.Fprintf(w, "\n%s%s\n", downMark, s.Name) }
 
 // reportEnd says how a step ended. The error is one line.
 func reportEnd(w io.Writer, s step, took time.Duration, err error) {
@@ -36,6 +40,9 @@ func reportEnd(w io.Writer, s step, took time.Duration, err error) {
 type report struct {
 	out     io.Writer
 	verbose bool
+	// emulator tells whether it was the emulator's fault that the machine went down for the n-th time.
+	emulator func(n int) bool
+	downs    int
 
 	passed, failed int
 
@@ -73,6 +80,10 @@ func (r *report) take(line string) {
 	}
 	if text, ok := strings.CutPrefix(line, endMark); ok {
 		r.end(text)
+		return
+	}
+	if name, ok := strings.CutPrefix(line, downMark); ok {
+		r.down(name)
 		return
 	}
 	if r.verbose && line != "" {
@@ -160,6 +171,21 @@ func (r *report) end(text string) {
 	r.ended[name] = true
 	fmt.Fprintf(r.out, "   %s: %d passed, %d failed, %d skipped in %s: %s\n",
 		name, r.passed-r.passedBefore, r.failed-r.failedBefore, r.skipped, took, how)
+}
+
+// down forgets what a step has brought before the machine went down, which is a failure of its own unless it was the emulator's.
+func (r *report) down(name string) {
+	r.downs++
+	if r.step == name {
+		r.passed, r.failed, r.skipped = r.passedBefore, r.failedBefore, 0
+	}
+	if r.emulator != nil && r.emulator(r.downs) {
+		fmt.Fprintf(r.out, "   %s: the emulator failed, the step begins again\n", name)
+		return
+	}
+	r.failed++
+	fmt.Fprintf(r.out, "   %s: the machine went down\n", name)
+	r.print()
 }
 
 // finish counts as failed the steps that did not come to their end.

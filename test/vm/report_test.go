@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,39 @@ func TestResultsAreCounted(t *testing.T) {
 			if r.passed != c.passed || r.failed != c.failed {
 				t.Errorf("%s: %d passed, %d failed; want %d, %d:\n%s", name, r.passed, r.failed, c.passed, c.failed, out.String())
 			}
+		}
+	}
+}
+
+func TestAStepIsBegunAgainWhenTheMachineWentDown(t *testing.T) {
+	for emulator, want := range map[bool]int{true: 0, false: 1} {
+		var out, sent strings.Builder
+		r := newReport(&out, false)
+		r.emulator = func(n int) bool { return emulator && n == 1 }
+		s := step{Name: "a"}
+		reportBegin(&sent, s)
+		sent.WriteString("\x16--- PASS: TestA (0.1s)\n\x16=== RUN   TestB\n")
+		reportDown(&sent, s)
+		reportBegin(&sent, s)
+		sent.WriteString("\x16--- PASS: TestA (0.1s)\n\x16--- PASS: TestB (0.1s)\nPASS\n")
+		reportEnd(&sent, s, time.Second, nil)
+		r.Write([]byte(sent.String()))
+		r.finish([]step{s})
+		if r.passed != 2 || r.failed != want {
+			t.Errorf("the emulator's fault %v: %d passed, %d failed:\n%s", emulator, r.passed, r.failed, out.String())
+		}
+	}
+}
+
+func TestPanicsOfTheEmulatorAreToldFromOthers(t *testing.T) {
+	const ours, its = "[1.0] Oops: int3: 0000 [#1] PREEMPT SMP\n[1.1] Oops: int3: 0000 [#2]\n[1.2] Kernel panic - not syncing: Fatal exception\n", "[1.0] Kernel panic - not syncing: x\n"
+	for text, want := range map[string]bool{"": false, ours: true, its: false, ours + its: false, ours + ours: true} {
+		m := machine{logs: t.TempDir()}
+		if err := os.WriteFile(m.console(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.emulatorFailed(1); got != want {
+			t.Errorf("%q: %v", text, got)
 		}
 	}
 }
