@@ -114,6 +114,13 @@ bin/containerd/containerd-shim-runc-v2: test/bench/containerd/go.mod test/bench/
 test-handlers: build bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
 	$(AS_ROOT) $(GO) test -count=1 -timeout 20m ./test/handlers
 
+.PHONY: test-monitoring
+test-monitoring: build ## contrib/monitoring: rules with promtool, dashboards with a real Prometheus and a real daemon
+	hack/deps.sh monitoring
+	promtool check rules contrib/monitoring/berth.rules.yml
+	promtool test rules contrib/monitoring/berth.rules.test.yml
+	$(AS_ROOT) $(GO) test -count=1 -timeout 10m ./test/monitoring
+
 .PHONY: critest
 critest: build ## the CRI validation suite: CRITEST=/path/to/critest [FIXTURES=host:port for its images] [CRITEST_FLAGS=…]
 	@test -x "$(CRITEST)" || { echo "make critest CRITEST=/path/to/critest: build it from kubernetes-sigs/cri-tools with 'make critest'" >&2; exit 1; }

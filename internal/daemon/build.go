@@ -46,6 +46,7 @@ type parts struct {
 	nri     *nri.NRI // nil: not enabled
 	stats   *stats.Collector
 	metrics *debug.Metrics // nil: not served
+	denials *host.Denials  // nil: not counted
 	debug   *debug.Server  // nil: not served
 	calls   *telemetry.Calls
 	tracer  *telemetry.Tracer // nil: off
@@ -185,6 +186,9 @@ func (d *daemon) close() error {
 	if d.debug != nil {
 		errs = append(errs, d.debug.Close())
 	}
+	if d.denials != nil {
+		errs = append(errs, d.denials.Close())
+	}
 	if d.stats != nil {
 		d.stats.Close()
 	}
@@ -269,11 +273,15 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 
 func (d *daemon) imageConfig() image.Config {
 	c := d.cfg
-	return image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
+	out := image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
 		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout,
 		MaxPerRegistry: c.Registry.MaxPerRegistry, LayerConnections: c.Registry.LayerConnections, CredentialFiles: c.Registry.CredentialFiles,
 		UnpackTimeout: c.Images.UnpackTimeout,
 		Snapshotter:   c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
+	if d.measures() {
+		out.Pulled, out.Collected = d.metrics.Pulled, d.metrics.Collected
+	}
+	return out
 }
 
 func (d *daemon) networkConfig() network.Config {
@@ -292,8 +300,12 @@ func (d *daemon) networkConfig() network.Config {
 
 func (d *daemon) streamConfig() stream.Config {
 	c := d.cfg.Streaming
-	return stream.Config{Pods: d.pods, Address: c.Address, Port: c.Port, CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile,
+	out := stream.Config{Pods: d.pods, Address: c.Address, Port: c.Port, CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile,
 		IdleTimeout: c.IdleTimeout, CreationTimeout: c.CreationTimeout, MaxSessions: c.MaxSessions, Log: d.log}
+	if d.measures() {
+		out.Opened = d.metrics.StreamOpened
+	}
+	return out
 }
 
 func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {

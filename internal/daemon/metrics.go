@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/berth-run/berth/internal/debug"
+	"github.com/berth-run/berth/internal/linux/host"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/telemetry"
 )
@@ -54,9 +55,15 @@ func (d *daemon) serveMetrics(r pod.Recovery) (err error) {
 		return nil
 	}
 	d.metrics.Recovered(r.Took)
+	sources := debug.Sources{Pods: d.pods, Calls: d.calls, FSInfo: d.images.FSInfo, Images: d.images.List, SetLevel: d.setLevel, ShimMemory: d.runtime.ShimMemory}
+	if d.denials, err = host.OpenDenials(); err == nil {
+		sources.Denials = d.denials.Count
+	} else {
+		d.log.Info("denials of seccomp are not counted", "error", err)
+	}
 	c := d.cfg.Metrics
 	d.debug, err = debug.Listen(debug.Config{Address: c.Address, CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile, Debug: c.Debug,
-		Log: d.log}, d.metrics, debug.Sources{Pods: d.pods, Calls: d.calls, FSInfo: d.images.FSInfo, Images: d.images.List, SetLevel: d.setLevel})
+		Log: d.log}, d.metrics, sources)
 	return err
 }
 

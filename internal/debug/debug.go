@@ -44,6 +44,10 @@ type Sources struct {
 	// FSInfo and Images tell of the image store.
 	FSInfo func(context.Context) (image.FSInfo, error)
 	Images func() []image.Image
+	// ShimMemory tells how many shims the sandboxes have, and their memory in bytes.
+	ShimMemory func(sandboxes []string) (shims int, bytes uint64)
+	// Denials counts what seccomp refused; nil where the kernel's log cannot be read.
+	Denials func() (uint64, error)
 	// SetLevel changes the log's level until the next start or reload; Level tells it.
 	SetLevel func(level string) error
 }

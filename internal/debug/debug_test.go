@@ -35,11 +35,13 @@ func served(t *testing.T, debugging bool) (m *Metrics, do func(method, path, bod
 	path := filepath.Join(dir, "d", "s")
 	m, level = NewMetrics("v9"), new(string)
 	log := slog.New(slog.DiscardHandler)
+	denied := uint64(5)
 	s, err := Listen(Config{Address: "unix://" + path, Debug: debugging, Log: log}, m, Sources{
 		Pods: pod.New(pod.Config{}, pod.Parts{}, log), Calls: telemetry.NewCalls(), Images: func() []image.Image { return make([]image.Image, 3) },
 		FSInfo: func(context.Context) (image.FSInfo, error) {
 			return image.FSInfo{UsedBytes: 1, AvailableBytes: 2, CapacityBytes: 4, InodesFree: 8}, nil
 		},
+		ShimMemory: func([]string) (int, uint64) { return 2, 3 << 20 }, Denials: func() (uint64, error) { return denied, nil },
 		SetLevel: func(l string) error {
 			if l != "debug" {
 				return errors.New("no such level")
@@ -93,6 +95,11 @@ func TestMetricsAreServed(t *testing.T) {
 	m.Stage(t.Context(), "sandbox", "network", false, 30*time.Millisecond, errors.New("no address"))
 	m.Stage(t.Context(), "container", "task", true, time.Millisecond, nil)
 	m.LogDropped(77)
+	m.StreamOpened("exec", 30*time.Millisecond)
+	m.Pulled(image.PullReport{Context: t.Context(), Took: time.Second, Bytes: 1000, Layers: 5, Present: 3})
+	m.Pulled(image.PullReport{Context: t.Context(), Took: time.Millisecond})
+	m.Pulled(image.PullReport{Context: t.Context(), Took: time.Second, Bytes: 1, Layers: 5, Err: errors.New("no registry")})
+	m.Collected(time.Second, nil)
 	m.Recovered(2 * time.Second)
 	code, text := do("GET", "/metrics", "")
 	if code != http.StatusOK {
@@ -106,7 +113,10 @@ func TestMetricsAreServed(t *testing.T) {
 		`berth_stage_duration_seconds_count{action="setup",object="sandbox",result="ok",stage="network"} 1`,
 		`berth_stage_duration_seconds_count{action="setup",object="sandbox",result="error",stage="network"} 1`,
 		`berth_stage_duration_seconds_count{action="release",object="container",result="ok",stage="task"} 1`,
-		`berth_log_dropped_bytes_total 77`, `berth_recovery_seconds 2`, `berth_sandboxes{state="ready"} 0`, `berth_containers{state="running"} 0`,
+		`berth_log_dropped_bytes_total 77`, `berth_stream_open_duration_seconds_count{kind="exec"} 1`, `berth_image_pull_bytes_total 1001`,
+		`berth_image_pull_duration_seconds_count{result="ok"} 1`, `berth_image_pull_duration_seconds_count{result="present"} 1`,
+		`berth_image_pull_duration_seconds_count{result="error"} 1`, `berth_image_layers_total{source="fetched"} 2`, `berth_image_layers_total{source="present"} 3`,
+		`berth_image_gc_duration_seconds_count{result="ok"} 1`, `berth_shims 2`, `berth_shim_memory_bytes 3.145728e+06`, `berth_seccomp_denials_total 5`, `berth_recovery_seconds 2`, `berth_sandboxes{state="ready"} 0`, `berth_containers{state="running"} 0`,
 		`berth_images 3`, `berth_image_filesystem_available_bytes 2`, `berth_operations_in_flight 0`, `process_cpu_seconds_total`, `go_goroutines`,
 		`version="v9"`,
 	} {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -22,7 +24,10 @@ type Metrics struct {
 
 	operations, errors *prometheus.CounterVec
 	latency, stages    *prometheus.HistogramVec
-	plugins            *prometheus.HistogramVec
+	plugins, opened    *prometheus.HistogramVec
+	pulls, collections *prometheus.HistogramVec
+	pulled             prometheus.Counter
+	layers             *prometheus.CounterVec
 	dropped            prometheus.Counter
 	recovery           prometheus.Gauge
 }
@@ -44,6 +49,15 @@ func NewMetrics(version string) *Metrics {
 			Buckets: buckets}, []string{"object", "stage", "action", "result"}),
 		plugins: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_cni_plugin_duration_seconds",
 			Help: "How long runs of CNI plugins took, by plugin, command and result.", Buckets: buckets}, []string{"plugin", "command", "result"}),
+		opened: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_stream_open_duration_seconds",
+			Help: "How long clients of exec and attach waited for connected streams, by kind.", Buckets: buckets}, []string{"kind"}),
+		pulls: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_image_pull_duration_seconds",
+			Help: "How long pulls took, by result; present: the image was there.", Buckets: append(slices.Clone(buckets), 600, 1800)}, []string{"result"}),
+		pulled: prometheus.NewCounter(prometheus.CounterOpts{Name: "berth_image_pull_bytes_total", Help: "What pulls brought over the network."}),
+		layers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "berth_image_layers_total",
+			Help: "Layers of pulled images, by where they came from: present (unpacked here already) or fetched."}, []string{"source"}),
+		collections: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "berth_image_gc_duration_seconds",
+			Help: "How long garbage collections of the image store took, by result.", Buckets: buckets}, []string{"result"}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "berth_log_dropped_bytes_total",
 			Help: "Output of containers that could not be written to their logs; counted when a container ends."}),
 		recovery: prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_recovery_seconds", Help: "How long the recovery at the last start took."}),
@@ -51,7 +65,7 @@ func NewMetrics(version string) *Metrics {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.operations, m.errors, m.latency, m.stages, m.plugins, m.dropped, m.recovery, build, collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.errors, m.latency, m.stages, m.plugins, m.opened, m.pulls, m.pulled, m.layers, m.collections, m.dropped, m.recovery, build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -93,6 +107,37 @@ func (m *Metrics) PluginRan(ctx context.Context, plugin, verb string, took time.
 	observe(ctx, m.plugins.WithLabelValues(plugin, verb, result), took)
 }
 
+// StreamOpened tells of an exec or an attach that is connected.
+func (m *Metrics) StreamOpened(kind string, took time.Duration) {
+	m.opened.WithLabelValues(kind).Observe(took.Seconds())
+}
+
+// Pulled tells of a pull.
+func (m *Metrics) Pulled(r image.PullReport) {
+	result := "ok"
+	switch {
+	case r.Err != nil:
+		result = "error"
+	case r.Layers == r.Present && r.Bytes == 0:
+		result = "present"
+	}
+	observe(r.Context, m.pulls.WithLabelValues(result), r.Took)
+	m.pulled.Add(float64(r.Bytes))
+	m.layers.WithLabelValues("present").Add(float64(r.Present))
+	if r.Err == nil {
+		m.layers.WithLabelValues("fetched").Add(float64(r.Layers - r.Present))
+	}
+}
+
+// Collected tells of a garbage collection of the image store.
+func (m *Metrics) Collected(took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.collections.WithLabelValues(result).Observe(took.Seconds())
+}
+
 // observe names the trace that shows where the time went (OpenMetrics' exemplars), where there is one.
 func observe(ctx context.Context, o prometheus.Observer, took time.Duration) {
 	if id := telemetry.TraceID(ctx); id != "" {
@@ -124,12 +169,26 @@ var (
 	usedDesc       = prometheus.NewDesc("berth_image_filesystem_used_bytes", "What images take.", nil, nil)
 	availableDesc  = prometheus.NewDesc("berth_image_filesystem_available_bytes", "What the file system of the images has left.", nil, nil)
 	capacityDesc   = prometheus.NewDesc("berth_image_filesystem_capacity_bytes", "Size of the file system of the images.", nil, nil)
-	inodesDesc     = prometheus.NewDesc("berth_image_filesystem_inodes_free", "Inodes that the file system of the images has left.", nil, nil)
+	shimsDesc      = prometheus.NewDesc("berth_shims", "Shims that run.", nil, nil)
+	shimMemoryDesc = prometheus.NewDesc("berth_shim_memory_bytes", "Memory of all shims that no file backs.", nil, nil)
+	denialsDesc    = prometheus.NewDesc("berth_seccomp_denials_total",
+		"What seccomp refused on the node since the daemon's start, as the kernel's log tells; missing where that cannot be read.", nil, nil)
+	inodesDesc = prometheus.NewDesc("berth_image_filesystem_inodes_free", "Inodes that the file system of the images has left.", nil, nil)
 )
+
+func (w watcher) denials(to chan<- prometheus.Metric) {
+	n, err := w.Denials()
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(denialsDesc, err)
+		return
+	}
+	to <- prometheus.MustNewConstMetric(denialsDesc, prometheus.CounterValue, float64(n))
+}
 
 // Describe implements prometheus.Collector.
 func (watcher) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sandboxesDesc, containersDesc, inFlightDesc, oldestDesc, imagesDesc, usedDesc, availableDesc, capacityDesc, inodesDesc} {
+	for _, d := range []*prometheus.Desc{sandboxesDesc, containersDesc, inFlightDesc, oldestDesc, imagesDesc, usedDesc, availableDesc, capacityDesc, inodesDesc,
+		shimsDesc, shimMemoryDesc, denialsDesc} {
 		to <- d
 	}
 }
@@ -140,8 +199,10 @@ func (w watcher) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	ready, notReady := 0, 0
+	var ids []string
 	for _, s := range w.Pods.Sandboxes() {
 		if s.Ready {
+			ids = append(ids, s.ID)
 			ready++
 		} else {
 			notReady++
@@ -156,6 +217,12 @@ func (w watcher) Collect(to chan<- prometheus.Metric) {
 	for state, name := range map[runtimeapi.ContainerState]string{runtimeapi.ContainerState_CONTAINER_CREATED: "created",
 		runtimeapi.ContainerState_CONTAINER_RUNNING: "running", runtimeapi.ContainerState_CONTAINER_EXITED: "exited"} {
 		gauge(containersDesc, float64(states[state]), name)
+	}
+	shims, memory := w.ShimMemory(ids)
+	gauge(shimsDesc, float64(shims))
+	gauge(shimMemoryDesc, float64(memory))
+	if w.Denials != nil {
+		w.denials(to)
 	}
 	n, oldest := 0, time.Duration(0)
 	for _, c := range w.Calls.List() {

@@ -51,6 +51,7 @@ type progress struct {
 	stage            atomic.Pointer[string]
 	bytes, total     atomic.Int64
 	unpacked, layers atomic.Int64
+	present          atomic.Int64 // layers that were there already
 }
 
 func (p *progress) at(stage string) { p.stage.Store(&stage) }

@@ -109,7 +109,15 @@ func (s *Store) sweepTrash() error {
 
 // GC deletes blobs and layers that no image, container or pull needs.
 func (s *Store) GC(ctx context.Context) error {
-	ctx = scoped(ctx)
+	begin := time.Now()
+	err := s.gc(scoped(ctx))
+	if s.cfg.Collected != nil {
+		s.cfg.Collected(time.Since(begin), err)
+	}
+	return err
+}
+
+func (s *Store) gc(ctx context.Context) error {
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("images: %w", err)
 	}

@@ -22,6 +22,22 @@ import (
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
+// PullReport is what a pull came to.
+type PullReport struct {
+	// Context tells the trace.
+	Context context.Context
+	Took    time.Duration
+	// Bytes came over the network.
+	Bytes int64
+	// Layers are those that were looked for, Present those of them that were there already. Both are 0 for an image that was there as a whole.
+	Layers, Present int
+	Err             error
+}
+
+func (p *progress) report(ctx context.Context, took time.Duration, err error) PullReport {
+	return PullReport{Context: ctx, Took: took, Bytes: p.bytes.Load(), Layers: int(p.layers.Load()), Present: int(p.present.Load()), Err: err}
+}
+
 // puller is one pull under way.
 type puller struct {
 	s        *Store
@@ -38,6 +54,9 @@ func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth, progres
 	begin := time.Now()
 	ctx = scoped(ctx)
 	im, err := s.pullImage(ctx, name, a, progress)
+	if s.cfg.Pulled != nil {
+		s.cfg.Pulled(progress.report(ctx, time.Since(begin), err))
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

@@ -75,6 +75,9 @@ type Config struct {
 	SkipSync bool
 	// Snapshotter is the form in which new layers are kept: "erofs", "overlayfs", or "auto", which is "erofs" where the kernel can.
 	Snapshotter string
+	// Pulled and Collected, if set, are told of each pull and collection. They must not block.
+	Pulled    func(PullReport)
+	Collected func(took time.Duration, err error)
 	// Pinned are full references of images that the kubelet must not collect; a * at the end stands for anything.
 	Pinned []string
 }

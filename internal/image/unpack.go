@@ -44,6 +44,7 @@ func (p *puller) unpack(ctx context.Context, t *tree) error {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	p.progress.unpacked.Store(int64(first))
+	p.progress.present.Store(int64(first))
 	if err := u.admit(first); err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ func (s *Shim) Attach(ctx context.Context, id string, session Session, keep bool
 	defer a.close()
 	err := a.start(ctx)
 	if err == nil {
+		session.opened()
 		err = a.run(ctx)
 	}
 	return translate("attach to", id, err)

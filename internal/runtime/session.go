@@ -30,6 +30,14 @@ type Session struct {
 	TTY bool
 	// Resize tells the terminal's sizes. It is read until it is closed or the session is over.
 	Resize <-chan Size
+	// Opened, if set, is called once when the streams are connected, and an exec's command is started.
+	Opened func()
+}
+
+func (s Session) opened() {
+	if s.Opened != nil {
+		s.Opened()
+	}
 }
 
 // ErrClientGone: the session's client takes no more output, or has left.
@@ -45,6 +53,7 @@ func (s *Shim) Exec(ctx context.Context, id string, process []byte, session Sess
 	defer e.close()
 	code, err := 0, e.start(ctx, process)
 	if err == nil {
+		session.opened()
 		code, err = e.run(ctx)
 	}
 	if err != nil && ctx.Err() != nil {

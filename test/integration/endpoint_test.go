@@ -87,10 +87,20 @@ func TestTheMetricsEndpointCountsWhatWasDone(t *testing.T) {
 		`berth_stage_duration_seconds_count{action="setup",object="sandbox",result="ok",stage="network"}`: 1,
 		`berth_stage_duration_seconds_count{action="setup",object="container",result="ok",stage="task"}`:  2,
 		`berth_operations_in_flight`: 0,
+		`berth_shims`:                1,
+		`berth_image_pull_duration_seconds_count{result="ok"}`: 1,
+		`berth_image_layers_total{source="fetched"}`:           1,
+		`berth_image_layers_total{source="present"}`:           0,
 	} {
 		if got := sample(t, text, series); got != want {
 			t.Errorf("%s: got %v, want %v", series, got, want)
 		}
+	}
+	if sample(t, text, "berth_shim_memory_bytes") < 100<<10 || sample(t, text, "berth_image_pull_bytes_total") < 1000 {
+		t.Errorf("shims' memory or pulled bytes:\n%.3000s", text)
+	}
+	if n := sample(t, text, `berth_cni_plugin_duration_seconds_count{command="ADD",plugin="bridge",result="ok"}`); n != 1 {
+		t.Errorf("%v runs of the bridge plugin", n)
 	}
 	if sample(t, text, "berth_image_filesystem_capacity_bytes") <= 0 || sample(t, text, "berth_recovery_seconds") < 0 || sample(t, text, "go_goroutines") <= 0 {
 		t.Errorf("something is missing:\n%.3000s", text)

@@ -27,10 +27,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, request any) {
 	r = r.WithContext(ctx)
 	switch request := request.(type) {
 	case *runtimeapi.ExecRequest:
-		s.remote(client, r, remote{s: s, ctx: ctx, cmd: request.GetCmd(), id: request.GetContainerId(), exec: true,
+		s.remote(client, r, remote{s: s, ctx: ctx, since: time.Now(), cmd: request.GetCmd(), id: request.GetContainerId(), exec: true,
 			options: remotecommand.Options{Stdin: request.GetStdin(), Stdout: request.GetStdout(), Stderr: request.GetStderr(), TTY: request.GetTty()}})
 	case *runtimeapi.AttachRequest:
-		s.remote(client, r, remote{s: s, ctx: ctx, id: request.GetContainerId(),
+		s.remote(client, r, remote{s: s, ctx: ctx, since: time.Now(), id: request.GetContainerId(),
 			options: remotecommand.Options{Stdin: request.GetStdin(), Stdout: request.GetStdout(), Stderr: request.GetStderr(), TTY: request.GetTty()}})
 	case *runtimeapi.PortForwardRequest:
 		s.portForward(client, r, request)
@@ -45,6 +45,19 @@ type remote struct {
 	exec    bool
 	cmd     []string
 	options remotecommand.Options
+	since   time.Time
+}
+
+// opened tells how long the client waited for its streams.
+func (m remote) opened() {
+	if m.s.c.Opened == nil {
+		return
+	}
+	kind := "attach"
+	if m.exec {
+		kind = "exec"
+	}
+	m.s.c.Opened(kind, time.Since(m.since))
 }
 
 // remote speaks the client's protocol.
@@ -58,7 +71,7 @@ func (s *Server) remote(client *session, r *http.Request, m remote) {
 
 // run serves the session, and ends its outputs.
 func (m remote) run(in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan runtime.Size) error {
-	io := runtime.Session{TTY: tty, Resize: resize}
+	io := runtime.Session{TTY: tty, Resize: resize, Opened: m.opened}
 	if in != nil && m.options.Stdin {
 		io.Stdin = stdin{m.ctx, in}
 	}

@@ -51,6 +51,8 @@ type Config struct {
 	// MaxSessions bounds the sessions at the same time, and the URLs that are not used yet.
 	MaxSessions int
 	Log         *slog.Logger
+	// Opened, if set, is told how long a session ("exec", "attach") took from the client's request to connected streams.
+	Opened func(kind string, took time.Duration)
 }
 
 const (
