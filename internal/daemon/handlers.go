@@ -32,7 +32,7 @@ func openHandler(name string, r *config.Runtime, shim string, systemd bool) (run
 	h.Native = !sandboxed
 	h.SandboxContainer = r.SandboxContainer == "always" || sandboxed && r.SandboxContainer == "auto"
 	if runsc {
-		h.Path, h.Foreign, h.Args = shim, true, []string{"task", "--oci", path}
+		h.Path, h.Foreign, h.Program, h.Args = shim, true, path, []string{"task", "--oci", path}
 		for _, option := range r.Options {
 			h.Args = append(h.Args, "--oci-option", option)
 		}
@@ -40,7 +40,7 @@ func openHandler(name string, r *config.Runtime, shim string, systemd bool) (run
 	if r.Type != "shim" {
 		return h, nil
 	}
-	h.Path, h.Foreign, h.Args = shim, true, []string{"task", "--shim", path}
+	h.Path, h.Foreign, h.Program, h.Args = shim, true, path, []string{"task", "--shim", path}
 	for _, option := range [][2]string{{"--config", r.ShimConfig}, {"--binary", r.ShimBinary}} {
 		if option[1] != "" {
 			h.Args = append(h.Args, option[0], option[1])

@@ -84,7 +84,11 @@ func (r *Runtime) ask(ctx context.Context, handler string, args []string, parse 
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(h.Path)
+	program := h.Path
+	if h.Program != "" {
+		program = h.Program
+	}
+	info, err := os.Stat(program)
 	if err != nil {
 		return nil, fmt.Errorf("runtime handler %s: %w", h.Name, err)
 	}

@@ -55,8 +55,10 @@ type Handler struct {
 	Native bool
 	// SandboxContainer: it wants a container of its own for each pod, which the others join (gVisor, Kata).
 	SandboxContainer bool
-	// Foreign: Path is berth-shim, which drives a containerd shim that Args name.
+	// Foreign: Path is berth-shim, which drives Program, a containerd shim or runsc, that Args name.
 	Foreign bool
+	// Program is looked for like Path; empty: Path is all there is.
+	Program string
 }
 
 // Runtime starts and finds shims. It is safe for concurrent use; calls about one and the same sandbox's
@@ -121,6 +123,11 @@ func (r *Runtime) addHandler(h Handler) error {
 		return fmt.Errorf("handler %q: %w (set path in [runtimes.%s])", h.Name, err, h.Name)
 	}
 	h.Path = path
+	if h.Program != "" {
+		if h.Program, err = findBinary(h.Program); err != nil {
+			return fmt.Errorf("handler %q: %w (set path in [runtimes.%s])", h.Name, err, h.Name)
+		}
+	}
 	if h.Root == "" {
 		h.Root = filepath.Join(r.stateDir, h.Name)
 	}

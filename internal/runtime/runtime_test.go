@@ -20,9 +20,9 @@ func TestNewNamesEveryBinaryThatCannotRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := New(Config{StateDir: "/run/berth", ShimPath: plain, Default: "kata", Handlers: map[string]Handler{
-		"runc": {Path: "/none/runc"}, "crun": {Path: "no-such-crun"}, "bad/name": {Path: "/bin/sh"}, "empty": {},
+		"runc": {Path: "/none/runc"}, "crun": {Path: "no-such-crun"}, "bad/name": {Path: "/bin/sh"}, "empty": {}, "shim": {Path: "/bin/sh", Program: "/none/shim"},
 	}}, slog.New(slog.DiscardHandler))
-	for _, text := range []string{"plain is not executable (set path in [shim])", "/none/runc does not exist (set path in [runtimes.runc])",
+	for _, text := range []string{"/none/shim does not exist (set path in [runtimes.shim])", "plain is not executable (set path in [shim])", "/none/runc does not exist (set path in [runtimes.runc])",
 		"no-such-crun is not in PATH (set path in [runtimes.crun])", `"bad/name"`, `default handler "kata"`, "no path is configured"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("New: %v; want it to say %q", err, text)

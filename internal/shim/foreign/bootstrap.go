@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/internal/shim/wire"
@@ -153,7 +155,12 @@ func output(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
 		files[i] = f
 	}
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
+	// A program that hangs must not outlive us, whoever kills us; the shim that it leaves is another process. The kernel takes our thread for its
+	// parent, so that has to stay.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
 	err := cmd.Run()
+	runtime.UnlockOSThread()
 	var texts [2][]byte
 	for i, f := range files {
 		if _, seekErr := f.Seek(0, io.SeekStart); seekErr != nil {
