@@ -25,8 +25,8 @@ type Images interface {
 	Remove(ctx context.Context, ref string) error
 	FSInfo(ctx context.Context) (image.FSInfo, error)
 	Info(ctx context.Context, ref string) (map[string]any, error)
-	// WritableLayer is the folder of a container's writable layer.
-	WritableLayer(container string) string
+	// WritableFolders are that of a container's writable layer, and that of its anonymous volumes, which may be missing.
+	WritableFolders(container string) []string
 }
 
 // Stats is what the statistics need. Implementation: stats.Collector. usage.ErrGone: there is no such cgroup.
@@ -40,7 +40,7 @@ type Stats interface {
 	// Network reads the counters of a pod's interfaces, without lo.
 	Network(pin string) ([]netns.Interface, error)
 	// Layer is what a writable layer takes as last counted; false: not counted yet.
-	Layer(id, dir string) (stats.Layer, bool)
+	Layer(id string, dirs ...string) (stats.Layer, bool)
 	// Keep forgets all but the given pods and containers.
 	Keep(ids map[string]bool)
 }

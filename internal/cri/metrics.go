@@ -97,7 +97,7 @@ func (s *Server) containerMetrics(ctx context.Context, st *pod.SandboxStatus, c 
 	}
 	if fs != nil {
 		own := *fs
-		if layer, ok := s.c.Stats.Layer(c.ID, s.c.Images.WritableLayer(c.ID)); ok {
+		if layer, ok := s.c.Stats.Layer(c.ID, s.c.Images.WritableFolders(c.ID)...); ok {
 			own.Layer = &layer
 		}
 		o.FS = &own

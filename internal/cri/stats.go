@@ -72,7 +72,7 @@ func (s *Server) layerFS(ctx context.Context) *runtimeapi.FilesystemIdentifier {
 func (s *Server) containerStats(ctx context.Context, st *pod.ContainerStatus, fs *runtimeapi.FilesystemIdentifier) *runtimeapi.ContainerStats {
 	out := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: st.ID, Metadata: st.Config.GetMetadata(),
 		Labels: st.Config.GetLabels(), Annotations: st.Config.GetAnnotations()}}
-	if layer, ok := s.c.Stats.Layer(st.ID, s.c.Images.WritableLayer(st.ID)); ok {
+	if layer, ok := s.c.Stats.Layer(st.ID, s.c.Images.WritableFolders(st.ID)...); ok {
 		out.WritableLayer = &runtimeapi.FilesystemUsage{Timestamp: layer.At.UnixNano(), FsId: fs,
 			UsedBytes: uint64Value(layer.Bytes), InodesUsed: uint64Value(layer.Inodes)}
 	}

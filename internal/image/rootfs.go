@@ -87,8 +87,10 @@ func (s *Store) holdImage(ctx context.Context, id, container string) (Image, *ch
 	return im, c, nil
 }
 
-// WritableLayer is the folder of a container's writable layer, whether there is one or not.
-func (s *Store) WritableLayer(id string) string { return filepath.Join(s.cfg.Rootfs, id, "upper") }
+// WritableFolders are that of a container's writable layer, whether there is one or not, and that of its anonymous volumes, which few have.
+func (s *Store) WritableFolders(id string) []string {
+	return []string{filepath.Join(s.cfg.Rootfs, id, "upper"), filepath.Join(s.cfg.Rootfs, id, volumesName)}
+}
 
 func validID(id string) bool {
 	return id != "" && len(id) <= 128 && strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz-") == ""

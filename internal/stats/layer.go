@@ -47,7 +47,7 @@ type layers struct {
 }
 
 type layer struct {
-	dir    string
+	dirs   []string
 	last   Layer
 	due    time.Time // when the next count may be made
 	queued bool
@@ -59,9 +59,9 @@ func newLayers(log *slog.Logger) *layers {
 	return l
 }
 
-// Layer tells what the writable layer in dir takes, as last counted; false: not counted yet. It reads at most a few files: a
-// count that is due is made in the background.
-func (c *Collector) Layer(id, dir string) (Layer, bool) {
+// Layer tells what the writable layer in the first folder takes, and the container's volumes in the others, which may be missing, as last counted;
+// false: not counted yet. It reads at most a few files: a count that is due is made in the background.
+func (c *Collector) Layer(id string, dirs ...string) (Layer, bool) {
 	l := c.layers
 	l.mu.Lock()
 	k := l.known[id]
@@ -72,11 +72,11 @@ func (c *Collector) Layer(id, dir string) (Layer, bool) {
 	}
 	l.mu.Unlock()
 	at := time.Now()
-	u, err := fsys.UsageOf(l.life, dir, inlineFiles)
+	u, err := countFolders(l.life, dirs, inlineFiles)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if k = l.known[id]; k == nil {
-		k = &layer{dir: dir}
+		k = &layer{dirs: dirs}
 		l.known[id] = k
 	}
 	switch {
@@ -88,6 +88,21 @@ func (c *Collector) Layer(id, dir string) (Layer, bool) {
 		l.complain(id, err)
 	}
 	return k.last, !k.last.At.IsZero()
+}
+
+// countFolders adds up; limit bounds the files that are looked at in each folder.
+func countFolders(ctx context.Context, dirs []string, limit int) (fsys.Usage, error) {
+	var sum fsys.Usage
+	for i, dir := range dirs {
+		u, err := fsys.UsageOf(ctx, dir, limit)
+		if i > 0 && errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return fsys.Usage{}, err
+		}
+		sum.Bytes, sum.Inodes = sum.Bytes+u.Bytes, sum.Inodes+u.Inodes
+	}
+	return sum, nil
 }
 
 // ask queues a count that is due. Preconditions: l.mu is held.
@@ -106,13 +121,13 @@ func (l *layers) ask(id string, k *layer) {
 // run counts what is queued, then ends.
 func (l *layers) run() {
 	for {
-		id, dir, ok := l.next()
+		id, dirs, ok := l.next()
 		if !ok {
 			return
 		}
 		begin := time.Now()
 		ctx, cancel := context.WithTimeout(l.life, countTimeout)
-		u, err := fsys.UsageOf(ctx, dir, 0)
+		u, err := countFolders(ctx, dirs, 0)
 		cancel()
 		took := time.Since(begin)
 		l.counted(id, Layer{begin, u.Bytes, u.Inodes}, took, err)
@@ -123,17 +138,17 @@ func (l *layers) run() {
 	}
 }
 
-func (l *layers) next() (id, dir string, ok bool) {
+func (l *layers) next() (id string, dirs []string, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.queue) > 0 && !l.closed {
 		id, l.queue = l.queue[0], l.queue[1:]
 		if k := l.known[id]; k != nil {
-			return id, k.dir, true
+			return id, k.dirs, true
 		}
 	}
 	l.running, l.queue = false, nil
-	return "", "", false
+	return "", nil, false
 }
 
 func (l *layers) counted(id string, u Layer, took time.Duration, err error) {

@@ -175,6 +175,12 @@ func TestASmallLayerIsCountedAtOnceALargeOneInTheBackground(t *testing.T) {
 			t.Fatal("the large layer is never counted")
 		}
 	}
+	if l, ok := c.Layer("with volumes", small, filepath.Join(small, "none"), large); ok { // large, as before
+		t.Errorf("counted at once: %+v", l)
+	}
+	if l, ok := c.Layer("twice", small, filepath.Join(small, "none"), small); !ok || l.Inodes != 6 {
+		t.Errorf("two folders: %+v, %v", l, ok)
+	}
 	if l, ok := c.Layer("none", filepath.Join(small, "none")); ok {
 		t.Errorf("got %+v", l)
 	}

@@ -163,6 +163,12 @@ func TestVolumesThatTheImageAsksFor(t *testing.T) {
 	equal(t, "what the image has there", c.Exec("stat -c %a /data && cat /data/seed"), "750\nseed")
 	equal(t, "writable though the root is not", c.Exec("touch /data/x /relative/y && echo written; touch /z 2>/dev/null || echo refused"), "written\nrefused")
 	equal(t, "the request's mount wins", c.Exec("cat /mine/host"), "host")
+	c.Exec("dd if=/dev/zero of=/data/large bs=1k count=512 2>/dev/null && sync")
+	if r, err := k.D.Runtime.ContainerStats(k.Ctx(), &cri.ContainerStatsRequest{ContainerId: c.ID}); err != nil {
+		t.Error(err)
+	} else if used := r.GetStats().GetWritableLayer().GetUsedBytes().GetValue(); used < 512<<10 && !onContainerd() {
+		t.Errorf("the volumes are not among what the container uses: %d bytes", used)
+	}
 	again := k.Forever("again")
 	again.Image.Image = id
 	equal(t, "another container has its own", p.Start(again).Exec("ls /data"), "seed")
