@@ -24,8 +24,9 @@ const (
 	minWindow = time.Second
 	// restTime is after how long without a question files are closed.
 	restTime = 2 * time.Minute
-	// maxHeld bounds the cgroups whose files are kept open, some ten files each. Further ones are opened for each answer.
-	maxHeld = 4096
+	// maxHeld bounds the cgroups whose files are kept open: some ten files each, and thirty where metrics are asked for. Further ones are opened
+	// for each answer.
+	maxHeld = 1024
 )
 
 // Config says where to look.
