@@ -163,8 +163,10 @@ func (c *checking) lost(ctx context.Context, im images.Image, err error) {
 func (c *checking) blobs(ctx context.Context) error {
 	var all []content.Info
 	if err := c.s.content.Walk(ctx, func(info content.Info) error {
-		all = append(all, info)
-		c.total += info.Size
+		if len(c.owners[info.Digest.String()]) > 0 && !c.s.consuming.has(info.Digest) { // others are a pull's, of whatever becomes of them
+			all = append(all, info)
+			c.total += info.Size
+		}
 		return nil
 	}); err != nil {
 		return err
@@ -189,6 +191,9 @@ func (c *checking) blobs(ctx context.Context) error {
 		}
 		if _, gone := c.s.content.Info(ctx, info.Digest); errdefs.IsNotFound(gone) {
 			continue // collected meanwhile
+		}
+		if c.s.consuming.has(info.Digest) {
+			continue
 		}
 		if !damaged(err) {
 			return err

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -60,7 +59,7 @@ func (s *Store) verifyBlob(ctx context.Context, d digest.Digest) error {
 
 // verifyOnDisk is verifyBlob past the page cache: what is in memory may be better than what is on the disk.
 func (s *Store) verifyOnDisk(ctx context.Context, d digest.Digest) error {
-	f, err := os.Open(filepath.Join(s.cfg.Root, contentDir, "blobs", d.Algorithm().String(), d.Encoded()))
+	f, err := os.Open(s.blobPath(d))
 	if err == nil {
 		err = errors.Join(fsys.DropCache(f), f.Close())
 	}
@@ -99,10 +98,5 @@ func (s *Store) dropBlob(ctx context.Context, d digest.Digest, reason error) err
 		return nil
 	}
 	s.log.Error("blob is damaged and dropped; the next pull of its images fetches it anew", "blob", d.String(), "error", reason)
-	for _, store := range []content.Manager{s.content, s.blobs} {
-		if err := store.Delete(ctx, d); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("drop damaged blob %s: %w", d, err)
-		}
-	}
-	return nil
+	return s.deleteBlob(ctx, d)
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -152,17 +151,21 @@ func (u *unpacking) unpackNow(ctx context.Context, desc ocispec.Descriptor, fold
 		if !errors.Is(err, layer.ErrTooManyFiles) {
 			return l, err
 		}
+		// Half of it may be consumed.
+		if err := errors.Join(u.consumed(ctx, desc), u.blob(ctx, desc)); err != nil {
+			return unpacked{}, err
+		}
 	}
 	return u.extractTo(ctx, desc, folder)
 }
 
 func (u *unpacking) extractTo(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
-	blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+	blob, err := u.openLayer(ctx, desc)
 	if err != nil {
 		return unpacked{}, err
 	}
 	defer blob.Close()
-	r, err := layer.Extract(ctx, folder, content.NewReader(blob))
+	r, err := layer.Extract(ctx, folder, blob)
 	if err == nil && !u.s.cfg.SkipSync {
 		err = syncfs.Sync(folder) // while other layers are fetched and unpacked: at the end there is little left to wait for
 	}
@@ -171,7 +174,7 @@ func (u *unpacking) extractTo(ctx context.Context, desc ocispec.Descriptor, fold
 }
 
 func (u *unpacking) convert(ctx context.Context, desc ocispec.Descriptor, file string) (_ unpacked, err error) {
-	blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
+	blob, err := u.openLayer(ctx, desc)
 	if err != nil {
 		return unpacked{}, err
 	}
@@ -185,7 +188,7 @@ func (u *unpacking) convert(ctx context.Context, desc ocispec.Descriptor, file s
 			err = errors.Join(err, f.Close(), os.Remove(file))
 		}
 	}()
-	b, err := layer.Convert(ctx, f, content.NewReader(blob))
+	b, err := layer.Convert(ctx, f, blob)
 	if err == nil && !u.s.cfg.SkipSync {
 		err = f.Sync()
 	}

@@ -124,6 +124,7 @@ type Store struct {
 	certsDirs          atomic.Pointer[[]string]
 	downloads, unpacks *semaphore.Weighted
 	locks              keyLocks
+	consuming          consuming
 	flights            flights
 	abandonAfter       time.Duration
 	index              atomic.Pointer[index]

@@ -152,7 +152,10 @@ func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(conte
 			return err
 		}
 		err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) })
-		if err == nil || again || !errors.Is(err, layer.ErrCorrupt) && !damaged(err) {
+		if err == nil {
+			return u.consumed(ctx, desc)
+		}
+		if again || !errors.Is(err, layer.ErrCorrupt) && !damaged(err) {
 			return err
 		}
 		rot := u.s.verifyBlob(ctx, desc.Digest)

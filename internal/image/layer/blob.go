@@ -34,7 +34,7 @@ type Blob struct {
 // Convert makes an EROFS file system, in the empty file f, of a layer from r, as Extract makes a folder of it. It reads all of r once. f is of
 // no use after an error, nor before Finish.
 func Convert(ctx context.Context, f *os.File, r io.Reader) (*Blob, error) {
-	room, err := newEntries(f.Name())
+	room, err := newEntries(f.Name(), r)
 	if err != nil {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ func Extract(ctx context.Context, dir string, r io.Reader) (_ Result, err error)
 	defer closer()
 	digester := digest.Canonical.Digester()
 	stream := io.TeeReader(plain, digester.Hash())
-	entries, err := newEntries(dir)
+	entries, err := newEntries(dir, r)
 	if err != nil {
 		return Result{}, err
 	}
@@ -123,12 +123,21 @@ type entries struct {
 	count, inodes  uint64
 }
 
-func newEntries(dir string) (*entries, error) {
+// Returner is a compressed layer that gives its space back to the disk while it is read: a layer's reader may be one.
+type Returner interface {
+	// Returns is how many bytes the disk gets back, of all of it.
+	Returns() int64
+}
+
+func newEntries(dir string, r io.Reader) (*entries, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return nil, fmt.Errorf("file system of %s: %w", dir, err)
 	}
 	e := &entries{named: map[string]struct{}{}, entered: map[string]struct{}{}, free: st.Bavail * uint64(st.Bsize), inodes: maxEntries}
+	if back, ok := r.(Returner); ok {
+		e.free += uint64(max(back.Returns(), 0))
+	}
 	if st.Ffree > 0 { // some file systems do not count
 		e.inodes = min(e.inodes, st.Ffree)
 	}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
+)
+
+// allocated is what a store takes of the disk now, in bytes.
+func allocated(dir string) (bytes int64) {
+	filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st syscall.Stat_t
+		if err == nil && syscall.Lstat(path, &st) == nil { // what vanishes meanwhile takes nothing
+			bytes += st.Blocks * 512
+		}
+		return nil
+	})
+	return bytes
+}
+
+// watched does something and tells the most that a store has taken of the disk meanwhile.
+func watched(dir string, do func()) (peak int64) {
+	done := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Millisecond):
+				peak = max(peak, allocated(dir))
+			}
+		}
+	})
+	do()
+	close(done)
+	watch.Wait()
+	return peak
+}
+
+func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
+	reg := newRegistry(t)
+	const size = 48 << 20
+	ref := reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)})))
+	for _, snapshotter := range []string{erofsForm, overlayfs} {
+		t.Run(snapshotter, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openWith(t, dir, form(snapshotter))
+			before := allocated(dir)
+			var im Image
+			peak := watched(dir, func() { im = mustPull(t, s, ref) }) - before
+			t.Logf("peak of the disk: %.3f of the unpacked size", float64(peak)/size)
+			if float64(peak) < 0.9*size || float64(peak) > 1.15*size {
+				t.Errorf("the disk has held up to %d bytes for %d", peak, size)
+			}
+			if got := readInRootfs(t, s, im, "f"); got != incompressible(size) {
+				t.Error("content is wrong")
+			}
+			assertOnly(t, s, dir, im)
+		})
+	}
+}
+
+func TestADiskWithRoomForTheImageAloneIsEnough(t *testing.T) {
+	reg, disk := newRegistry(t), smallDisk(t, "64m")
+	s := openWith(t, disk, form(overlayfs)) // nobody mounts EROFS files of a tmpfs
+	im := mustPull(t, s, reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(40 << 20)}))))
+	if got := readInRootfs(t, s, im, "f"); got != incompressible(40<<20) {
+		t.Error("content is wrong")
+	}
+}
+
+func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
+	dir, reg := t.TempDir(), newRegistry(t)
+	const size = 24 << 20
+	im := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)}))
+	ref := reg.push(t, "big:1", im)
+	s := openWith(t, dir, form(erofsForm))
+	mustPull(t, s, ref)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As after a kill: half of the blob is holes, nothing is unpacked.
+	dir = t.TempDir()
+	blob := layerPath(t, im, 0)
+	started := make(chan struct{})
+	var once sync.Once
+	reg.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, blob) {
+			once.Do(func() { close(started) })
+		}
+		return false
+	})
+	killInPull(t, dir, ref, started)
+	s = openWith(t, dir, form(erofsForm))
+	if file := s.blobPath(digestOf(t, im, 0)); len(s.List()) == 0 {
+		if f, err := os.OpenFile(file, os.O_RDWR, 0); err == nil { // it had come so far
+			if _, err := f.WriteAt(make([]byte, 1<<20), 0); err != nil {
+				t.Error(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if got := readInRootfs(t, s, mustPull(t, s, ref), "f"); got != incompressible(size) {
+		t.Error("content is wrong")
+	}
+}
+
+func TestTheSameLayerTwiceInAnImageIsFetchedOnce(t *testing.T) {
+	reg := newRegistry(t)
+	big := layerOf(t, map[string]string{"f": incompressible(12 << 20)})
+	ref := reg.push(t, "twice:1", imageOf(t, v1.Config{}, big, layerOf(t, map[string]string{"g": "1"}), big))
+	s := openStore(t, t.TempDir())
+	reg.blobs.Store(0)
+	im := mustPull(t, s, ref)
+	if got := reg.blobs.Load(); got != 3 {
+		t.Errorf("%d blobs were fetched, want the configuration and two layers", got)
+	}
+	if got := readInRootfs(t, s, im, "f"); got != incompressible(12<<20) {
+		t.Error("content is wrong")
+	}
+}
+
+func digestOf(t *testing.T, im v1.Image, i int) digest.Digest {
+	t.Helper()
+	layers, err := im.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := layers[i].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return digest.Digest(d.String())
+}
