@@ -51,7 +51,7 @@ func parse() (options, error) {
 		return o, fmt.Errorf("find cache folder: %w", err)
 	}
 	flag.StringVar(&o.cache, "cache", filepath.Join(cache, "berth", "vm"), "folder of the machine's image and the last run's logs")
-	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit on the machine's life")
+	flag.DurationVar(&o.timeout, "timeout", 45*time.Minute, "limit on the machine's life")
 	flag.IntVar(&o.patience, "patience", 1, "multiplies the limits of the single steps, for hosts that have other things to do")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=multi,tb-size=1024", "qemu's -accel")
 	flag.BoolVar(&o.verbose, "v", false, "print all that the tests print")
