@@ -80,6 +80,7 @@ var doors = []door{
 	{"github.com/containerd/containerd/api/services", nil, "they are containerd's own API"},
 	{"github.com/containerd/continuity", []string{"internal/image"}, "only what fills volumes from images copies trees of files"},
 	{"github.com/erofs/go-erofs", []string{"internal/image"}, "layers' blobs are written and read in one place"},
+	{"github.com/sigstore", []string{"internal/image/trust"}, "what a signature is worth is decided in one place"},
 	{"github.com/containernetworking/cni", []string{"internal/network"}, "CNI's types change with its specification: one package follows them"},
 	{"github.com/containerd/nri", []string{"internal/nri"}, "NRI's types change with its protocol: one package follows them"},
 	{"k8s.io/cri-streaming", []string{"internal/cri/stream"}, "streaming sessions have one owner"},

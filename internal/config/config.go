@@ -91,6 +91,8 @@ type Images struct {
 	Pinned []string
 	// Socket is a second one, for the ImageService alone; empty: none.
 	Socket string
+	// SignaturePolicy is a file in the form of containers-policy.json(5); empty: none.
+	SignaturePolicy string
 	// UnpackTimeout bounds the unpacking of one layer.
 	UnpackTimeout time.Duration
 }

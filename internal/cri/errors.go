@@ -37,6 +37,7 @@ var classes = []struct {
 	{pod.ErrEventsEnded, codes.Unavailable},
 	{pod.ErrState, codes.FailedPrecondition},
 	{pod.ErrUnsupported, codes.FailedPrecondition},
+	{image.ErrRefused, codes.PermissionDenied},
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
@@ -70,6 +71,8 @@ func Status(err error) error {
 // prefix is what the kubelet looks for at the beginning of a message (k8s.io/cri-api/pkg/errors).
 func prefix(err error) string {
 	switch {
+	case errors.Is(err, image.ErrRefused):
+		return "SignatureValidationFailed: "
 	case errors.Is(err, image.ErrUnavailable):
 		return "RegistryUnavailable: "
 	case errors.Is(err, pod.ErrRecursiveReadOnly):

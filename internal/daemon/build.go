@@ -276,8 +276,8 @@ func (d *daemon) imageConfig() image.Config {
 	out := image.Config{Root: filepath.Join(c.Root, "image"), Rootfs: filepath.Join(c.Root, "rootfs"), CertsDirs: c.Registry.ConfigPaths(),
 		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout,
 		MaxPerRegistry: c.Registry.MaxPerRegistry, LayerConnections: c.Registry.LayerConnections, CredentialFiles: c.Registry.CredentialFiles,
-		UnpackTimeout: c.Images.UnpackTimeout,
-		Snapshotter:   c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
+		UnpackTimeout: c.Images.UnpackTimeout, PolicyFile: c.Images.SignaturePolicy,
+		Snapshotter: c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
 	if d.measures() {
 		out.Pulled, out.Collected = d.metrics.Pulled, d.metrics.Collected
 	}

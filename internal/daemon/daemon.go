@@ -164,6 +164,9 @@ func (d *daemon) reload() {
 		return
 	}
 	d.images.SetCertsDirs(next.Registry.ConfigPaths())
+	if err := d.images.ReloadPolicy(); err != nil {
+		d.log.Error("reload: the signature policy in force stays", "error", err)
+	}
 	merged := *now.cfg
 	merged.Log, merged.Registry.ConfigPath = next.Log, next.Registry.ConfigPath
 	from := maps.Clone(now.origins)

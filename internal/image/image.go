@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/internal/image/registry"
+	"github.com/berth-run/berth/internal/image/trust"
 	"github.com/berth-run/berth/internal/linux/mount"
 )
 
@@ -26,6 +27,8 @@ var (
 	ErrCorrupt = errors.New("corrupt image")
 	// ErrNoSpace: the disk has too little left for the image. What was fetched of it is given back.
 	ErrNoSpace = errors.New("no space for the image")
+	// ErrRefused: the node's signature policy does not let the image in.
+	ErrRefused = trust.ErrRefused
 	// ErrUnsupported: an image of a kind that this node cannot run.
 	ErrUnsupported = errors.New("unsupported image")
 )
@@ -69,7 +72,7 @@ type PullRequest struct {
 
 // Progress is how far a pull has come.
 type Progress struct {
-	// Stage is what is being done: "resolve", "fetch", "unpack" or "record".
+	// Stage is what is being done: "resolve", "fetch", "verify", "unpack" or "record".
 	Stage string
 	// Bytes of Total are here. Total grows as manifests are read; what is here already is not in it.
 	Bytes, Total int64

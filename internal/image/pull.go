@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -83,7 +84,7 @@ func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, pr
 		return Image{}, fmt.Errorf("resolve: %w", err)
 	}
 	target = ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}
-	if im, ok := s.current(name, target); ok { // the usual case of "always pull": nothing to do, nothing to write
+	if im, ok := s.current(name, target); ok && s.guard.check(ctx, session, name, target.Digest) == nil { // the usual case of "always pull": nothing to do, nothing to write
 		return im, nil
 	}
 	lease, err := s.leases.Create(ctx, leases.WithID(pullPrefix+purpose(name)+rand.Text()), leases.WithExpiration(2*pullTime))
@@ -145,6 +146,10 @@ func (p *puller) prepare(ctx context.Context, target ocispec.Descriptor) (*tree,
 	if err != nil {
 		return nil, err
 	}
+	p.progress.at("verify")
+	if err := p.s.guard.check(ctx, p.session, p.name, append(slices.Clone(t.indexes), t.manifest.Digest)...); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
 	return t, p.unpack(ctx, t)
 }
 
@@ -198,7 +203,8 @@ func (p *puller) record(ctx context.Context, t *tree) error {
 func classify(err error) error {
 	class := error(nil)
 	switch {
-	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable),
+		errors.Is(err, ErrRefused):
 	case outOfSpace(err):
 		class = ErrNoSpace
 	case errors.Is(err, errAbandoned), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -67,6 +67,8 @@ type Config struct {
 	LayerConnections int
 	// CredentialFiles are asked for the credentials of pulls that bring none: docker's config.json with auths, credHelpers and credsStore.
 	CredentialFiles []string
+	// PolicyFile is the signature policy, in the form of containers-policy.json(5); empty: everything is let in.
+	PolicyFile string
 	// UnpackTimeout bounds the unpacking of one layer; 0: nothing does.
 	UnpackTimeout time.Duration
 	// KeepLayers keeps compressed layers after they are unpacked. Nothing here needs them, and they take up to half of the space.
@@ -126,6 +128,7 @@ type Store struct {
 	locks              keyLocks
 	consuming          consuming
 	flights            flights
+	guard              guard
 	abandonAfter       time.Duration
 	index              atomic.Pointer[index]
 	used               atomic.Pointer[usage]
@@ -185,6 +188,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, sizes: map[string]usage{},
 		chains: map[string]*chain{}, users: map[string][]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
 	s.SetCertsDirs(cfg.CertsDirs)
+	s.guard.file = cfg.PolicyFile
 	listenTo(log)
 	s.life, s.end = context.WithCancel(context.Background())
 	defer func() {
@@ -196,6 +200,9 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	if err := s.guard.load(); err != nil { // the containers that run need the store all the same
+		log.Error("no image is let in until the signature policy can be read; SIGHUP tries again", "error", err)
+	}
 	if err := s.makeFolders(); err != nil {
 		return nil, err
 	}
