@@ -150,6 +150,7 @@ func (p *puller) prepare(ctx context.Context, target ocispec.Descriptor) (*tree,
 	if err := p.s.guard.check(ctx, p.session, p.name, append(slices.Clone(t.indexes), t.manifest.Digest)...); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
+	p.progress.at("fetch")
 	return t, p.unpack(ctx, t)
 }
 
