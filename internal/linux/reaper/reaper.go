@@ -250,8 +250,41 @@ func (e *Expectation) Close() {
 // ErrNotAChild is returned for a pid that neither is a child nor has ended as one.
 var ErrNotAChild = errors.New("not a child of this process")
 
-// Adopt takes on a child, alive or ended since the expectation was opened.
+// comingLimit and comingPace are for descendants that become children when those in between have ended.
+const (
+	comingLimit = 10 * time.Second
+	comingPace  = time.Millisecond
+)
+
+// Adopt takes on a child, alive or ended since the expectation was opened. A descendant is waited for, up to ten seconds: crun ends while a process that
+// it has forked, the parent of the container's, is still on its way out.
 func (e *Expectation) Adopt(pid int) (*Process, error) {
+	for deadline := time.Now().Add(comingLimit); ; time.Sleep(comingPace) {
+		p, err := e.adopt(pid)
+		if !errors.Is(err, ErrNotAChild) {
+			return p, err
+		}
+		if !descends(pid) || time.Now().After(deadline) {
+			return e.adopt(pid) // it may have come, and gone, between the two looks
+		}
+	}
+}
+
+// descends tells whether a living process is a descendant of this one.
+func descends(pid int) bool {
+	for range 64 { // a bound, should numbers change hands meanwhile
+		stat, err := proc.ReadStat(pid)
+		if err != nil || stat.PPID <= 1 {
+			return false
+		}
+		if pid = stat.PPID; pid == os.Getpid() {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *Expectation) adopt(pid int) (*Process, error) {
 	r := e.r
 	r.mu.Lock()
 	defer r.mu.Unlock()

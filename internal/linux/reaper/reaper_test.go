@@ -81,12 +81,18 @@ func TestExitCodesAndSignals(t *testing.T) {
 // orphan starts a shell that leaves a process behind and returns the pid of that.
 func orphan(t *testing.T, r *Reaper, script string) int {
 	t.Helper()
+	return printed(t, r, "("+script+") >/dev/null & echo $!")
+}
+
+// printed runs a shell to its end and returns the pid that it printed, or one that it left behind.
+func printed(t *testing.T, r *Reaper, script string) int {
+	t.Helper()
 	in, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	p, err := r.Start(shell("("+script+") >/dev/null & echo $!", out))
+	p, err := r.Start(shell(script, out))
 	out.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -123,11 +129,31 @@ func TestOrphanIsAdoptedAlive(t *testing.T) {
 	}
 }
 
+func TestADescendantIsAdoptedWhenThoseInBetweenHaveEnded(t *testing.T) {
+	for name, script := range map[string]string{
+		"alive": "(sleep 1000 & echo $!; sleep 0.3) &",
+		"ended": "(sleep 0.1 & echo $!; exec sleep 0.3) &", // which does not reap it
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReaper(t)
+			expect := r.Expect()
+			defer expect.Close()
+			pid := printed(t, r, script)
+			p, err := expect.Adopt(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = p.Signal(syscall.SIGKILL) // it may have ended
+			wait(t, p)
+		})
+	}
+}
+
 func TestOrphanThatEndedFirstKeepsItsExit(t *testing.T) {
 	r := newReaper(t)
 	expect := r.Expect()
 	defer expect.Close()
-	pid := orphan(t, r, "exit 42")
+	pid := orphan(t, r, "while kill -0 $$; do sleep 0.01; done; exit 42") // once its parent is gone: that one would reap it
 	deadline := time.Now().Add(5 * time.Second)
 	for syscall.Kill(pid, 0) == nil && time.Now().Before(deadline) {
 		time.Sleep(time.Millisecond)
