@@ -27,10 +27,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, request any) {
 	r = r.WithContext(ctx)
 	switch request := request.(type) {
 	case *runtimeapi.ExecRequest:
-		s.remote(client, r, remote{s: s, ctx: ctx, since: time.Now(), cmd: request.GetCmd(), id: request.GetContainerId(), exec: true,
+		s.remote(client, r, remote{s: s, ctx: ctx, end: cancel, since: time.Now(), cmd: request.GetCmd(), id: request.GetContainerId(), exec: true,
 			options: remotecommand.Options{Stdin: request.GetStdin(), Stdout: request.GetStdout(), Stderr: request.GetStderr(), TTY: request.GetTty()}})
 	case *runtimeapi.AttachRequest:
-		s.remote(client, r, remote{s: s, ctx: ctx, since: time.Now(), id: request.GetContainerId(),
+		s.remote(client, r, remote{s: s, ctx: ctx, end: cancel, since: time.Now(), id: request.GetContainerId(),
 			options: remotecommand.Options{Stdin: request.GetStdin(), Stdout: request.GetStdout(), Stderr: request.GetStderr(), TTY: request.GetTty()}})
 	case *runtimeapi.PortForwardRequest:
 		s.portForward(client, r, request)
@@ -41,6 +41,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, request any) {
 type remote struct {
 	s       *Server
 	ctx     context.Context
+	end     context.CancelCauseFunc // of ctx
 	id      string
 	exec    bool
 	cmd     []string
@@ -72,15 +73,17 @@ func (s *Server) remote(client *session, r *http.Request, m remote) {
 // run serves the session, and ends its outputs.
 func (m remote) run(in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan runtime.Size) error {
 	io := runtime.Session{TTY: tty, Resize: resize, Opened: m.opened}
+	idle := m.newIdle()
+	defer idle.stop()
 	if in != nil && m.options.Stdin {
-		io.Stdin = stdin{m.ctx, in}
+		io.Stdin = idleReader{stdin{m.ctx, in}, idle}
 	}
 	if out != nil && m.options.Stdout {
-		io.Stdout = out
+		io.Stdout = idleWriter{out, idle}
 		defer out.Close()
 	}
 	if errOut != nil && m.options.Stderr {
-		io.Stderr = errOut
+		io.Stderr = idleWriter{errOut, idle}
 		defer errOut.Close()
 	}
 	if !m.exec {

@@ -69,8 +69,7 @@ func serveSPDY(client *session, r *http.Request, m remote) {
 	}
 	defer conn.Close()
 	defer cancel() // first: nobody takes streams any more
-	conn.SetIdleTimeout(m.s.c.IdleTimeout)
-	go func() { // a client that says goodbye is not read from any more
+	go func() {    // a client that says goodbye is not read from any more
 		select {
 		case <-conn.CloseChan():
 			client.cancel(fmt.Errorf("%w: %w", runtime.ErrClientGone, errLeft))

@@ -76,7 +76,7 @@ func serveWebSocket(client *session, r *http.Request, m remote) {
 	protocol := conn.Subprotocol()
 	ws := &webSocket{conn: conn, ctx: client.ctx, gone: func(err error) { client.cancel(fmt.Errorf("%w: %w", runtime.ErrClientGone, err)) },
 		closes: strings.HasPrefix(protocol, "v5."), status: strings.HasPrefix(protocol, "v5.") || strings.HasPrefix(protocol, "v4."),
-		base64: strings.Contains(protocol, "base64."), idle: m.s.c.IdleTimeout, sizes: make(chan runtime.Size, 1)}
+		base64: strings.Contains(protocol, "base64."), sizes: make(chan runtime.Size, 1)}
 	if m.options.Stdin {
 		ws.stdinReader, ws.stdin = io.Pipe()
 	}
@@ -95,7 +95,6 @@ type webSocket struct {
 	conn   *websocket.Conn
 	ctx    context.Context
 	gone   func(error)
-	idle   time.Duration
 	closes bool // the client can end stdin
 	status bool // the end is told as JSON
 	base64 bool
@@ -142,7 +141,6 @@ func (ws *webSocket) readAll() error {
 	defer stall.Stop()
 	buffer := make([]byte, webSocketBuffer)
 	for {
-		ws.extend()
 		_, message, err := ws.conn.NextReader()
 		if err != nil {
 			return err
@@ -226,13 +224,6 @@ func (ws *webSocket) closeChannel(message io.Reader) error {
 	return nil
 }
 
-// extend puts off the end of an idle session.
-func (ws *webSocket) extend() {
-	if ws.idle > 0 {
-		_ = ws.conn.SetReadDeadline(time.Now().Add(ws.idle)) // a closed connection says so when it is read
-	}
-}
-
 // output is a channel to the client.
 func (ws *webSocket) output(channel byte) io.WriteCloser { return &webSocketWriter{ws, channel} }
 
@@ -251,7 +242,6 @@ func (w *webSocketWriter) Write(p []byte) (int, error) {
 			return sent, err
 		}
 		if sent += len(part); sent == len(p) {
-			w.ws.extend()
 			return sent, nil
 		}
 	}
