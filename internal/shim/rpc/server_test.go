@@ -295,3 +295,31 @@ func TestConnectionsAndCallsAreBounded(t *testing.T) {
 		t.Errorf("one connection too many: %d, %v", n, err)
 	}
 }
+
+// FuzzConnection sends bytes to a server, which must not fall over them, keep them, or hang.
+func FuzzConnection(f *testing.F) {
+	frame := func(stream uint32, kind byte, message []byte) []byte {
+		b := binary.BigEndian.AppendUint32(nil, uint32(len(message)))
+		return append(append(binary.BigEndian.AppendUint32(b, stream), kind, 0), message...)
+	}
+	good := wire.Marshal(&wire.Request{Service: "containerd.task.v3.Task", Method: "Connect", Payload: []byte("\x0a\x01c")})
+	f.Add(frame(1, requestFrame, good))
+	f.Add(append(frame(1, requestFrame, good), frame(1, requestFrame, good)...))
+	f.Add(frame(2, 3, []byte("x")))
+	f.Add(frame(1, requestFrame, []byte("\xff\xff")))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 1, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		f := startServer(t)
+		conn := f.dial(t)
+		if _, err := conn.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, conn); err != nil {
+			t.Fatal(err)
+		}
+		f.calls.Wait()
+	})
+}
