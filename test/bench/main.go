@@ -7,6 +7,7 @@
 //	go run ./test/bench                      # all parts, two rounds, about 15 minutes
 //	go run ./test/bench -quick -parts life   # a first look
 //	go run ./test/bench -socket /run/x.sock  # any other runtime, without CPU and memory
+//	go run ./test/bench -runtimes berth:/usr/bin/crun,containerd  # with another OCI runtime than bin/runc
 //
 // It needs root and the programs in bin/ (make). containerd is built from the Go module proxy when it is missing.
 package main
@@ -38,7 +39,9 @@ type plan struct {
 	// shrink divides the size of the images to pull.
 	shrink int
 	// huge adds a pull of one layer of 2 GB.
-	huge   bool
+	huge bool
+	// oci are the OCI runtimes of the kinds whose name has one: "berth:crun".
+	oci    map[daemon.Kind]string
 	bin    string
 	socket string
 }
@@ -48,7 +51,7 @@ var partNames = []string{"life", "parallel", "exec", "density", "pull"}
 func main() {
 	p := plan{rounds: 2, sequential: 30, parallel: 100, dense: 100, execs: 50, pulls: 3, shrink: 1}
 	parts := flag.String("parts", strings.Join(partNames, ","), "what to measure")
-	kinds := flag.String("runtimes", "berth,containerd", "which runtimes; the last one is what the others are compared with")
+	kinds := flag.String("runtimes", "berth,containerd", "which runtimes, each with \":\" and the path of an OCI runtime behind it where that is not to be bin/runc; the last one is what the others are compared with")
 	quick := flag.Bool("quick", false, "fewer pods and smaller images")
 	out := flag.String("out", "", "write the table to this file, too")
 	flag.IntVar(&p.rounds, "rounds", p.rounds, "how often each runtime has its turn")
@@ -63,7 +66,12 @@ func main() {
 		p.rounds, p.sequential, p.parallel, p.dense, p.execs, p.pulls, p.shrink = 1, 8, 12, 12, 10, 1, 10
 	}
 	p.parts = strings.Split(*parts, ",")
+	p.oci = map[daemon.Kind]string{}
 	for k := range strings.SplitSeq(*kinds, ",") {
+		if name, path, ok := strings.Cut(k, ":"); ok {
+			k = name + ":" + filepath.Base(path)
+			p.oci[daemon.Kind(k)] = path
+		}
 		p.kinds = append(p.kinds, daemon.Kind(k))
 	}
 	if p.socket != "" {
@@ -89,7 +97,7 @@ func run(ctx context.Context, p plan, out string) error {
 		return err
 	}
 	p.bin = bin
-	if slices.Contains(p.kinds, daemon.Containerd) {
+	if slices.ContainsFunc(p.kinds, func(k daemon.Kind) bool { return program(k) == daemon.Containerd }) {
 		if err := buildContainerd(bin); err != nil {
 			return err
 		}
@@ -118,6 +126,12 @@ func run(ctx context.Context, p plan, out string) error {
 		w = io.MultiWriter(os.Stdout, f)
 	}
 	return t.print(w, p)
+}
+
+// program is a kind without its OCI runtime.
+func program(kind daemon.Kind) daemon.Kind {
+	name, _, _ := strings.Cut(string(kind), ":")
+	return daemon.Kind(name)
 }
 
 // measure gives one runtime one turn.

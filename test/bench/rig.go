@@ -43,7 +43,7 @@ func newRig(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t *
 		}
 		r.d = d
 	} else {
-		d, err := daemon.Prepare(daemon.Spec{Kind: kind, Bin: p.bin, PauseImage: images.pause})
+		d, err := daemon.Prepare(daemon.Spec{Kind: program(kind), Bin: p.bin, OCIRuntime: p.oci[kind], PauseImage: images.pause})
 		if err != nil {
 			return nil, err
 		}
