@@ -48,6 +48,7 @@ type Config struct {
 	Tracing   Tracing
 	NRI       NRI
 	CDI       CDI
+	Hooks     Hooks
 	QoS       QoS
 }
 
@@ -189,6 +190,12 @@ type Tracing struct {
 	CAFile   string
 }
 
+// Hooks says where OCI hooks are described.
+type Hooks struct {
+	// Dirs are hooks directories; those of a later one count more. None: no hooks.
+	Dirs []string
+}
+
 // CDI says where devices of the Container Device Interface are described, and who may name them.
 type CDI struct {
 	SpecDirs []string
@@ -252,6 +259,7 @@ func base() *Config {
 		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
 		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},
 		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: 4 * time.Hour, CreationTimeout: 30 * time.Second, MaxSessions: 1000},
+		Hooks:     Hooks{Dirs: []string{}},
 		CDI:       CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		NRI: NRI{
 			Socket:              "/var/run/nri/nri.sock",

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/berth-run/berth/internal/cdi"
 	"github.com/berth-run/berth/internal/config"
+	"github.com/berth-run/berth/internal/hooksd"
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/linux/apparmor"
 	"github.com/berth-run/berth/internal/linux/netns"
@@ -34,7 +36,9 @@ type specMaker struct {
 	// cdiAnnotations: annotations may name CDI devices, too.
 	cdiAnnotations bool
 	classes        *qos.Classes
-	clamped        *sync.Once
+	// hooks are directories with OCI hooks.
+	hooks   []string
+	clamped *sync.Once
 	// can tells what a runtime handler, or the default one (""), can do on this kernel.
 	can func(handler string) abilities
 	log *slog.Logger
@@ -57,7 +61,10 @@ func newSpecMaker(facts spec.Host, c *config.Config, can func(handler string) ab
 	if err != nil {
 		return specMaker{}, fmt.Errorf("[qos]: %w", err)
 	}
-	m := specMaker{host: facts, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(),
+	if err := hooksd.Check(c.Hooks.Dirs); err != nil {
+		return specMaker{}, fmt.Errorf("[hooks] dirs: %w", err)
+	}
+	m := specMaker{host: facts, hooks: c.Hooks.Dirs, deviceOwnership: c.DeviceOwnership, handlers: map[string]handlerPolicy{}, profiles: apparmor.New(),
 		cdi: cdi.New(c.CDI.SpecDirs), cdiAnnotations: c.CDI.Annotations, classes: classes, clamped: &sync.Once{}, can: can, log: log}
 	for name, r := range c.Runtimes {
 		p := handlerPolicy{r.PrivilegedWithoutHostDevices, r.PodAnnotations, r.ContainerAnnotations, r.Privileged, nil}
@@ -134,6 +141,9 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 	if err == nil {
 		err = m.tolerate(r, m.classes.Apply(generated, qosRequest(r)))
 	}
+	if err == nil {
+		err = hooksd.Inject(m.hooks, generated, hooksd.Container{Annotations: allAnnotations(r), HasBindMounts: len(r.Container.GetMounts()) > 0})
+	}
 	if err != nil {
 		return pod.ContainerSpec{}, err
 	}
@@ -147,6 +157,16 @@ func (m specMaker) Container(r pod.SpecRequest) (pod.ContainerSpec, error) {
 		out.Groups = append(out.Groups, int64(g))
 	}
 	return out, err
+}
+
+// allAnnotations are the pod's and the container's; the latter count more.
+func allAnnotations(r pod.SpecRequest) map[string]string {
+	all := maps.Clone(r.Sandbox.GetAnnotations())
+	if all == nil {
+		return r.Container.GetAnnotations()
+	}
+	maps.Copy(all, r.Container.GetAnnotations())
+	return all
 }
 
 func (specMaker) ImageVolumes(im image.Image, c *runtimeapi.ContainerConfig) ([]string, error) {
