@@ -91,6 +91,13 @@ func (t *tokens) remember(key access, c auth.Challenge) {
 	t.challenges[key] = challenge{c, now}
 }
 
+// unlearn forgets what a host wants.
+func (t *tokens) unlearn(key access) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.challenges, key)
+}
+
 // evict makes room: what has ended goes, or else what ends first.
 func evict[V any](all map[access]V, ends func(V) time.Time, now time.Time) {
 	if len(all) < maxTokens {
@@ -120,7 +127,8 @@ type authorizer struct {
 	header http.Header // of the host, by hosts.toml
 	who    credentials
 	home   access
-	asking sync.Mutex // guards scopes
+	asking sync.Mutex // guards what follows
+	told   bool       // the host has told this session what it wants
 	scopes []string   // that the host has asked for beside the repository's own: a mirror may call it by another name
 	// fetching is held by who asks for a token, so that parallel layers ask once.
 	fetching chan struct{}
@@ -146,18 +154,28 @@ func (a *authorizer) Authorize(ctx context.Context, r *http.Request) error {
 		return nil
 	}
 	c, ok := a.challenge(a.home)
+	a.asking.Lock()
+	told := a.told
+	a.asking.Unlock()
 	if !ok {
 		return nil
 	}
 	if c.Scheme == auth.BasicAuth {
-		r.SetBasicAuth(a.who.user, a.who.secret)
+		if told { // passwords go only to who has just asked for one
+			r.SetBasicAuth(a.who.user, a.who.secret)
+		}
 		return nil
 	}
 	text, err := a.token(ctx, c)
-	if err == nil {
-		r.Header.Set("Authorization", "Bearer "+text)
+	if err != nil {
+		a.unlearn(a.home)
+		if !told && ctx.Err() == nil {
+			return nil // the host may want something else by now: its answer tells
+		}
+		return err
 	}
-	return err
+	r.Header.Set("Authorization", "Bearer "+text)
+	return nil
 }
 
 // token takes a token that is there, or asks for one.
@@ -227,7 +245,7 @@ func (a *authorizer) AddResponses(_ context.Context, responses []*http.Response)
 		switch c.Scheme {
 		case auth.BearerAuth:
 			a.asking.Lock()
-			a.scopes = strings.Fields(c.Parameters["scope"])
+			a.told, a.scopes = true, strings.Fields(c.Parameters["scope"])
 			a.asking.Unlock()
 			a.remember(a.home, auth.Challenge{Scheme: c.Scheme, Parameters: map[string]string{"realm": c.Parameters["realm"], "service": c.Parameters["service"]}})
 			return nil
@@ -235,6 +253,9 @@ func (a *authorizer) AddResponses(_ context.Context, responses []*http.Response)
 			if a.who.user == "" || a.who.secret == "" {
 				return fmt.Errorf("no basic auth credentials: %w", docker.ErrInvalidAuthorization)
 			}
+			a.asking.Lock()
+			a.told = true
+			a.asking.Unlock()
 			a.remember(a.home, c)
 			return nil
 		}

@@ -122,6 +122,44 @@ func TestTokensEnd(t *testing.T) {
 	}
 }
 
+func TestAHostMayAskForSomethingElseThanBefore(t *testing.T) {
+	var srv *httptest.Server
+	var mu sync.Mutex
+	bearer, realm := false, true
+	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		user, _, _ := r.BasicAuth()
+		switch {
+		case r.URL.Path == "/token" && realm:
+			fmt.Fprint(w, `{"token":"tok","access_token":"tok"}`)
+		case r.URL.Path == "/token":
+			w.WriteHeader(http.StatusGone)
+		case bearer && r.Header.Get("Authorization") == "Bearer tok", !bearer && user == "u":
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", digest.FromString("x").String())
+			w.Header().Set("Content-Length", "1")
+		default:
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			if bearer {
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="s"`, srv.URL))
+			}
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer srv.Close()
+	g, c := &guarded{Server: srv}, newClient()
+	for i, step := range []struct{ bearer, realm bool }{{false, true}, {true, true}, {false, false}, {true, true}, {false, true}} {
+		mu.Lock()
+		bearer, realm = step.bearer, step.realm
+		mu.Unlock()
+		c.tokens.forget("tok")
+		if err := g.resolve(t, c, "a", &Auth{Username: "u", Password: "p"}); err != nil {
+			t.Errorf("step %d: %v", i, err)
+		}
+	}
+}
+
 func TestTokensAreBounded(t *testing.T) {
 	k := newTokens()
 	for i := range 3 * maxTokens {
