@@ -91,9 +91,9 @@ test-integration: build ## the real daemon with real runc, CNI and registry
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(INTEGRATION)
 
 .PHONY: test-streams
-test-streams: build ## the stream tests in full size: 500 MiB, 200 sessions, 10,000 execs (half an hour)
-	$(AS_ROOT) env BERTH_TEST_STREAM_MIB=500 BERTH_TEST_SESSIONS=200 BERTH_TEST_EXECS=10000 $(GO) test -v -count=1 -timeout 60m \
-		-run 'TestMuchThrough|TestManySessionsAtOnce|TestManyExecsLeaveNothing' ./test/integration
+test-streams: build ## the stream tests in full size: 1 GiB, 200 sessions, 10,000 execs, 100 loops (half an hour)
+	$(AS_ROOT) env BERTH_TEST_STREAM_MIB=1024 BERTH_TEST_SESSIONS=200 BERTH_TEST_EXECS=10000 BERTH_TEST_LOOPS=100 $(GO) test -v -count=1 -timeout 60m \
+		-run 'TestMuchThrough|TestManySessionsAtOnce|TestManyExecsLeaveNothing|PortForward|TestAReset' ./test/integration
 
 .PHONY: test-fault
 test-fault: build ## kill -9 at every journal write, then recovery

@@ -76,6 +76,7 @@ func TestPortForward(t *testing.T) {
 	k := node(t, daemon.Spec{})
 	p := k.RunPod(k.PodConfig("forward"))
 	sums, echoes := serveInPod(t, p, "127.0.0.1", sum), serveInPod(t, p, "::1", echo)
+	loops := size(t, "BERTH_TEST_LOOPS", 20)
 	greets := serveInPod(t, p, "127.0.0.1", func(conn *net.TCPConn) { io.WriteString(conn, "hello\n") })
 	eachTransport(t, k, func(t *testing.T, k *kubelet.Kubelet, tr kubelet.Transport) {
 		p := &kubelet.Pod{Kubelet: k, ID: p.ID, Config: p.Config}
@@ -83,7 +84,7 @@ func TestPortForward(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 20 { // the pod ends first
+		for range loops { // the pod ends first
 			conn := dialLocal(t, greet)
 			if got, err := io.ReadAll(conn); err != nil || string(got) != "hello\n" {
 				t.Errorf("got %q, %v", got, err)
@@ -96,7 +97,7 @@ func TestPortForward(t *testing.T) {
 			t.Fatal(err)
 		}
 		data := bytes.Repeat([]byte("0123456789abcdef"), 20000)
-		for range 20 { // the client ends first, and hears what the pod makes of it
+		for range loops { // the client ends first, and hears what the pod makes of it
 			conn := dialLocal(t, sum)
 			conn.Write(data)
 			conn.CloseWrite()
@@ -105,7 +106,7 @@ func TestPortForward(t *testing.T) {
 			}
 			conn.Close()
 		}
-		for range 20 { // a connection that breaks takes no other with it
+		for range loops { // a connection that breaks takes no other with it
 			conn := dialLocal(t, sum)
 			conn.Write(data)
 			conn.SetLinger(0)
