@@ -5,14 +5,11 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/spec"
 )
@@ -35,7 +32,7 @@ func seccompProfile(p *runtimeapi.SecurityProfile) (spec.Profile, error) {
 	if err != nil {
 		return spec.Profile{}, fmt.Errorf("linux.security_context.seccomp.localhost_ref: %w: %w", pod.ErrInvalid, err)
 	}
-	raw, err := readProfile(path)
+	raw, err := fsys.ReadFile(path, maxProfile)
 	if err != nil {
 		return spec.Profile{}, fmt.Errorf("linux.security_context.seccomp.localhost_ref: %w: %w", pod.ErrInvalid, err)
 	}
@@ -53,26 +50,4 @@ func seccompPath(ref string) (string, error) {
 		return "", fmt.Errorf("%q leads out of %s", ref, seccompRoot)
 	}
 	return filepath.Join(seccompRoot, ref), nil
-}
-
-// readProfile reads a file of at most maxProfile bytes. O_NONBLOCK: a fifo in its place must not hang anybody.
-func readProfile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("read %s: is a %s, want a file", path, strings.ToLower(info.Mode().Type().String()))
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(raw) > maxProfile {
-		return nil, fmt.Errorf("read %s: more than %d bytes", path, maxProfile)
-	}
-	return raw, nil
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/network"
 )
@@ -62,7 +63,7 @@ func (d *Doctor) checkNetwork(ctx context.Context, r report) {
 	}
 	slices.Sort(files)
 	file := filepath.Join(dir, files[0])
-	data, err := readFile(file)
+	data, err := fsys.ReadFile(file, maxFile)
 	var list conflist
 	if err == nil {
 		err = json.Unmarshal(data, &list)
@@ -86,17 +87,6 @@ func (d *Doctor) checkNetwork(ctx context.Context, r report) {
 	if d.NetworkTest {
 		d.tryNetwork(ctx, r)
 	}
-}
-
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%d bytes are too many", info.Size())
-	}
-	return os.ReadFile(path)
 }
 
 func (d *Doctor) pluginDirs() []string {

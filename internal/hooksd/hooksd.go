@@ -19,6 +19,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 const (
@@ -105,12 +107,7 @@ func find(dirs []string) (map[string]string, error) {
 }
 
 func read(path string) (*file, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	data, err := fsys.ReadFile(path, maxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/record"
 )
 
@@ -140,7 +141,7 @@ func (c cache) find(id string) ([]entry, error) {
 }
 
 func (c cache) read(name string) (entry, error) {
-	data, err := readBounded(filepath.Join(c.dir, name), maxEntry)
+	data, err := fsys.ReadFile(filepath.Join(c.dir, name), maxEntry)
 	if err != nil {
 		return entry{}, err
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 // maxConf bounds a configuration file; real ones have a few kilobytes.
@@ -79,7 +80,7 @@ func readConfDir(dir string) *snapshot {
 }
 
 func readConf(path string) (*libcni.NetworkConfigList, error) {
-	data, err := readBounded(path, maxConf)
+	data, err := fsys.ReadFile(path, maxConf)
 	if err != nil {
 		return nil, err
 	}
@@ -202,28 +203,4 @@ func binaries(list *libcni.NetworkConfigList) []string {
 		}
 	}
 	return names
-}
-
-// readBounded reads a regular file: a pipe would block, and a folder of configurations is not trusted to be small.
-func readBounded(path string, limit int64) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("it has more than %d bytes", limit)
-	}
-	return data, nil
 }

@@ -7,13 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
 
 	"github.com/distribution/reference"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 const maxCredentialFile = 4 << 20 // bytes
@@ -54,19 +54,11 @@ func (c *Client) configured(ctx context.Context, name reference.Named) (*Auth, e
 }
 
 func readCredentials(file string) (*credentialFile, error) {
-	r, err := os.Open(file)
+	raw, err := fsys.ReadFile(file, maxCredentialFile)
 	if err != nil {
-		return nil, fmt.Errorf("read credentials: %w", err)
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, maxCredentialFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("read credentials %s: %w", file, err)
+		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	var f credentialFile
-	if len(raw) > maxCredentialFile {
-		return nil, fmt.Errorf("read credentials %s: more than %d bytes", file, maxCredentialFile)
-	}
 	if json.Unmarshal(raw, &f) != nil { // the error would quote what it cannot read
 		return nil, fmt.Errorf("read credentials %s: it is not in the form of docker's config.json", file)
 	}

@@ -11,10 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/distribution/reference"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 var (
@@ -69,7 +70,7 @@ func Load(file string) (*Policy, error) {
 }
 
 func load(file string) (*Policy, error) {
-	raw, err := readFile(file)
+	raw, err := fsys.ReadFile(file, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -184,17 +185,4 @@ func strict(raw []byte, into any) error {
 		return errors.New("there is something after its end")
 	}
 	return nil
-}
-
-func readFile(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(raw) > maxFile {
-		err = fmt.Errorf("%s: more than %d bytes", file, maxFile)
-	}
-	return raw, err
 }

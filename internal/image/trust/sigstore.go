@@ -18,6 +18,8 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/signature"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 // sigstoreForm is a sigstoreSigned requirement as containers-policy.json(5) has it. TrustedRoot and Identities are ours.
@@ -113,7 +115,7 @@ func gather(path string, paths []string, data []byte, datas [][]byte) ([][]byte,
 		paths = append(paths, path)
 	}
 	for _, p := range paths {
-		raw, err := readFile(p)
+		raw, err := fsys.ReadFile(p, maxFile)
 		if err != nil {
 			return nil, err
 		}
@@ -230,7 +232,7 @@ func (f *fulcioForm) signers(rekor map[string]*root.TransparencyLog) ([]signer, 
 
 // rootSigners trusts identities by all that a sigstore has: certificates, logs, and time stamps where it has such.
 func rootSigners(file string, identities []identityForm) ([]signer, error) {
-	raw, err := readFile(file)
+	raw, err := fsys.ReadFile(file, maxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ package fsys
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -55,14 +54,7 @@ func ReadInRoot(root, path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s in %s: %w", path, root, err)
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s in %s: more than %d bytes: %w", path, root, limit, ErrTooLarge)
-	}
-	return data, nil
+	return readAll(f, "read "+path+" in "+root, limit)
 }
 
 func openRoot(root string) (*os.File, error) {
