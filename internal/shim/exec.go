@@ -313,7 +313,7 @@ func (e *exec) kill(t *task, sig syscall.Signal, all bool) error {
 		_, err := tree.signal(sig)
 		return err
 	}
-	err := untilNone(killLimit, func() (int, error) { return tree.signal(sig) })
+	err := tree.kill()
 	select { // reaped, too, when the caller hears of it
 	case <-e.process.exited:
 	case <-time.After(killLimit):
@@ -333,7 +333,7 @@ func (e *exec) killLaunch(sig syscall.Signal) (done bool, err error) {
 	}
 	if stat, err := proc.ReadStat(launcher.PID); err == nil {
 		tree := &processTree{leader: launcher.PID, startTime: stat.StartTime}
-		if err := untilNone(killLimit, func() (int, error) { return tree.signal(sig) }); err != nil {
+		if err := tree.kill(); err != nil {
 			return false, err
 		}
 	}
@@ -343,71 +343,6 @@ func (e *exec) killLaunch(sig syscall.Signal) (done bool, err error) {
 	case <-time.After(killLimit):
 		return false, rpc.Errorf(rpc.DeadlineExceeded, "exec %s: the runtime does not end", e.id)
 	}
-}
-
-// processTree is what an exec has started: its descendants, and the processes of the container that are in the
-// session that the OCI runtime made for it, even those whose parents are gone.
-type processTree struct {
-	group     cgroup
-	leader    int
-	startTime uint64 // of leader
-}
-
-// signal sends sig to all members once and returns how many there were.
-func (t *processTree) signal(sig syscall.Signal) (int, error) {
-	members, err := t.members()
-	if err != nil {
-		return 0, err
-	}
-	return len(members), signalEach(members, sig)
-}
-
-func (t *processTree) members() ([]proc.Stat, error) {
-	leader, err := proc.ReadStat(t.leader)
-	if err == nil && leader.StartTime != t.startTime {
-		// The number has gone to another process: the kernel does not do that while the session has members.
-		return nil, nil
-	}
-	seen := make(map[int]bool)
-	var members []proc.Stat
-	if err == nil {
-		seen[t.leader] = true
-		members = append(members, leader)
-	}
-	inside, err := t.group.processes()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range inside {
-		if p.Session == t.leader && !seen[p.PID] {
-			seen[p.PID] = true
-			members = append(members, p)
-		}
-	}
-	for i := 0; i < len(members) && len(members) < maxCgroupProcs; i++ { // grows while it runs
-		children, err := proc.Children(members[i].PID)
-		if err != nil {
-			return nil, err
-		}
-		for _, pid := range children {
-			stat, err := proc.ReadStat(pid)
-			if err == nil && stat.PPID == members[i].PID && !seen[pid] {
-				seen[pid] = true
-				members = append(members, stat)
-			}
-		}
-	}
-	return living(members), nil
-}
-
-func living(processes []proc.Stat) []proc.Stat {
-	var live []proc.Stat
-	for _, p := range processes {
-		if !p.Zombie() {
-			live = append(live, p)
-		}
-	}
-	return live
 }
 
 // ticks is the start time of the process in clock ticks since boot, 0 if it is not known.

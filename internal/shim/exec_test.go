@@ -156,6 +156,7 @@ func TestExecKillTakesTheWholeTree(t *testing.T) {
 		"re-parented child":    "(sleep 1003 & ) ; sleep 1004",
 		"ended leader":         "(sleep 1005 & ) ; exit 0",
 		"own session":          "setsid sh -c 'sleep 1006; :' & sleep 1007",
+		"forking sessions":     "while :; do setsid sleep 1009 & setsid sh -c 'sleep 1010; :' & done",
 		"ignoring other kills": "trap '' TERM HUP INT; sh -c 'trap \"\" TERM; sleep 1008; :' & while :; do sleep 1; done",
 	} {
 		t.Run(name, func(t *testing.T) {
