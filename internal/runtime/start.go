@@ -222,7 +222,7 @@ func processes(match func(args []string) bool) ([]shimFact, error) {
 			continue
 		}
 		stat, err := proc.ReadStat(pid)
-		if err != nil || stat.Zombie() {
+		if err != nil || stat.Ended() {
 			continue // gone meanwhile
 		}
 		if info, err := entry.Info(); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shimapi"
+	"github.com/berth-run/berth/test/thread"
 )
 
 // bystander is a process that nobody may touch.
@@ -121,6 +122,26 @@ func TestAShimThatDiesAtOnceIsReapedAndGone(t *testing.T) {
 	if data, _ := os.ReadFile(shimapi.LogPath(r.podDir(testSandbox))); string(data) != "broken\n" {
 		t.Errorf("shim.log: %q", data)
 	}
+}
+
+// A shim that ends is, for a moment, a zombie with threads: what cannot be waited for yet must not be given up.
+func TestAShimIsReapedWhoseFirstThreadEndsFirst(t *testing.T) {
+	leakCheck(t)
+	r := newRuntime(t, Config{})
+	process, pidFD, release := thread.Start(t)
+	stat, err := proc.ReadStat(process.Pid)
+	for ; err == nil && stat.State != 'Z'; stat, err = proc.ReadStat(process.Pid) {
+		time.Sleep(time.Millisecond)
+	}
+	if err == nil {
+		err = r.watch(testSandbox, process, pidFD)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // the watch has looked
+	release()
+	eventually(t, "reaped", func() bool { _, err := proc.ReadStat(process.Pid); return err != nil })
 }
 
 func TestStartThatCannotWork(t *testing.T) {

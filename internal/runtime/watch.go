@@ -9,7 +9,7 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/berth-run/berth/internal/linux/proc"
+	"github.com/berth-run/berth/internal/linux/pidfd"
 )
 
 // watch reaps a shim that this process started. It parks a goroutine on the pidfd, not a thread in wait4: with a
@@ -95,12 +95,7 @@ func (w *watch) readable() bool {
 	if err != nil {
 		return false
 	}
-	// The first call must look for itself: RawRead forgets what the poller has said by then.
-	return raw.Read(func(uintptr) bool { return w.ended() }) == nil
-}
-
-// ended tells, without reaping it, whether the process has ended. Not reaped, its pid is not used anew.
-func (w *watch) ended() bool {
-	stat, err := proc.ReadStat(w.process.Pid)
-	return err != nil || stat.Zombie()
+	// The first call must look for itself: RawRead forgets what the poller has said by then. The pidfd is asked, not
+	// /proc, where a shim is a zombie when its first thread has ended: Wait would say EAGAIN while others live.
+	return raw.Read(func(fd uintptr) bool { return pidfd.Ended(int(fd)) }) == nil
 }

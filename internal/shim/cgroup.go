@@ -204,7 +204,7 @@ func (c cgroup) processes() ([]proc.Stat, error) {
 	}
 	var live []proc.Stat
 	for _, pid := range pids {
-		if stat, err := proc.ReadStat(pid); err == nil && !stat.Zombie() { // an error: it has ended
+		if stat, err := proc.ReadStat(pid); err == nil && !stat.Ended() { // an error: it has ended
 			live = append(live, stat)
 		}
 	}

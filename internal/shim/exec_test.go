@@ -174,7 +174,7 @@ func TestExecKillTakesTheWholeTree(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, p := range resp.Processes { // the init and its sleep
-				if stat, err := proc.ReadStat(int(p.Pid)); err == nil && !stat.Zombie() && int(p.Pid) != int(s.taskInfo(id).Pid) && stat.PPID != int(s.taskInfo(id).Pid) {
+				if stat, err := proc.ReadStat(int(p.Pid)); err == nil && !stat.Ended() && int(p.Pid) != int(s.taskInfo(id).Pid) && stat.PPID != int(s.taskInfo(id).Pid) {
 					t.Errorf("alive: %+v", stat)
 				}
 			}

@@ -174,7 +174,7 @@ func TestProcessesDoNotOutliveTheirContainer(t *testing.T) {
 	if _, err := fmt.Sscan(s.output(id), &pid); err != nil {
 		t.Fatal(err)
 	}
-	if stat, err := proc.ReadStat(pid); err == nil && !stat.Zombie() {
+	if stat, err := proc.ReadStat(pid); err == nil && !stat.Ended() {
 		t.Errorf("%+v is alive", stat)
 	}
 }

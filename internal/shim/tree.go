@@ -113,7 +113,7 @@ func (t *processTree) members() ([]proc.Stat, error) {
 func living(processes []proc.Stat) []proc.Stat {
 	var live []proc.Stat
 	for _, p := range processes {
-		if !p.Zombie() {
+		if !p.Ended() {
 			live = append(live, p)
 		}
 	}

@@ -88,3 +88,14 @@ func KillIf(pid int, sig syscall.Signal, same func() bool) (bool, error) {
 	}
 	return true, nil
 }
+
+// Ended tells whether the process of the descriptor, all its threads, has ended, without reaping it.
+func Ended(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0
+		}
+	}
+}

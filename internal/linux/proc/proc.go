@@ -25,13 +25,16 @@ type Stat struct {
 	PPID    int
 	Group   int
 	Session int
+	// Threads is field 20, how many threads live; with a leader that waits to be reaped it still counts as one.
+	Threads int
 	// StartTime is field 22: clock ticks from boot to the start of the process. With the pid it names
 	// a process for as long as the machine runs.
 	StartTime uint64
 }
 
-// Zombie tells that the process has ended and only waits to be reaped.
-func (s Stat) Zombie() bool { return s.State == 'Z' || s.State == 'X' }
+// Ended tells that the process only waits to be reaped, if that. The state alone does not say so: it is that of
+// the first thread, and a zombie while the others go on where that one ended before them.
+func (s Stat) Ended() bool { return (s.State == 'Z' || s.State == 'X') && s.Threads <= 1 }
 
 // ReadStat reads /proc/PID/stat; fs.ErrNotExist if there is no such process. It allocates nothing that stays.
 func ReadStat(pid int) (Stat, error) {
@@ -89,6 +92,8 @@ func parseStat(data []byte) (Stat, error) {
 			stat.Group, err = strconv.Atoi(string(field))
 		case 6:
 			stat.Session, err = strconv.Atoi(string(field))
+		case 20:
+			stat.Threads, err = strconv.Atoi(string(field))
 		case 22:
 			stat.StartTime, err = strconv.ParseUint(string(field), 10, 64)
 		}
@@ -105,7 +110,7 @@ func parseStat(data []byte) (Stat, error) {
 // Is tells whether the pid still belongs to the process that started at startTime and has not ended.
 func Is(pid int, startTime uint64) bool {
 	stat, err := ReadStat(pid)
-	return err == nil && stat.StartTime == startTime && !stat.Zombie()
+	return err == nil && stat.StartTime == startTime && !stat.Ended()
 }
 
 // Children returns the pids of the process's children, those of all its threads. A process that is gone

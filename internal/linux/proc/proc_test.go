@@ -10,8 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/test/thread"
 )
 
 func TestReadStatOfSelf(t *testing.T) {
@@ -36,7 +39,7 @@ func TestReadStatOfSelf(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
-	tail := " S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 100 200\n"
+	tail := " S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 4711 100 200\n"
 	for name, want := range map[string]string{
 		"12 (sleep)" + tail:      "sleep",
 		"12 (a) R 1 (b)" + tail:  "a) R 1 (b",
@@ -48,7 +51,7 @@ func TestParseStat(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 			continue
 		}
-		if want := (Stat{12, want, 'S', 7, 8, 9, 4711}); stat != want {
+		if want := (Stat{12, want, 'S', 7, 8, 9, 3, 4711}); stat != want {
 			t.Errorf("%q: %+v", name, stat)
 		}
 	}
@@ -56,6 +59,28 @@ func TestParseStat(t *testing.T) {
 		if stat, err := parseStat([]byte(bad)); err == nil {
 			t.Errorf("%q: %+v", bad, stat)
 		}
+	}
+}
+
+// TestAProcessOutlivesItsFirstThread: pthread_exit in main, which every program may do.
+func TestAProcessOutlivesItsFirstThread(t *testing.T) {
+	process, _, release := thread.Start(t)
+	stat, err := ReadStat(process.Pid)
+	for ; err == nil && stat.State != 'Z'; stat, err = ReadStat(process.Pid) {
+		time.Sleep(time.Millisecond)
+	}
+	if err != nil || stat.Ended() || !Is(stat.PID, stat.StartTime) {
+		t.Fatalf("while threads live: %+v, %v", stat, err)
+	}
+	release()
+	for ; err == nil && !stat.Ended(); stat, err = ReadStat(process.Pid) {
+		time.Sleep(time.Millisecond)
+	}
+	if err != nil || Is(stat.PID, stat.StartTime) {
+		t.Fatalf("after the last thread: %+v, %v", stat, err)
+	}
+	if _, err := process.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -172,7 +172,7 @@ func (s *ociStandIn) execAttached(pid string, args []string) error {
 // childEnded tells, without reaping it, whether the runtime's process has ended.
 func (s *ociStandIn) childEnded() bool {
 	stat, err := proc.ReadStat(s.pid)
-	return err != nil || stat.Zombie()
+	return err != nil || stat.Ended()
 }
 
 // killOnTerm passes a SIGTERM on as the end of the exec: the runtime's own process would end without it.
