@@ -24,6 +24,11 @@ type pod struct{ sandbox, container string }
 
 // startPod runs a pod of one container and says how long it took; record keeps its steps, too.
 func (r *rig) startPod(ctx context.Context, record bool) (pod, time.Duration, error) {
+	return r.startWith(ctx, record, func() error { return nil })
+}
+
+// startWith is startPod, with the image fetched when the sandbox runs.
+func (r *rig) startWith(ctx context.Context, record bool, fetch func() error) (pod, time.Duration, error) {
 	metric := func(name string) string {
 		if !record {
 			return ""
@@ -31,18 +36,21 @@ func (r *rig) startPod(ctx context.Context, record bool) (pod, time.Duration, er
 		return name
 	}
 	config := r.k.PodConfig("bench")
-	spec := r.k.ContainerConfig("main", "sleep", workload)
-	if err := os.MkdirAll(filepath.Dir(filepath.Join(config.LogDirectory, spec.LogPath)), 0o755); err != nil {
-		return pod{}, 0, fmt.Errorf("make log folder: %w", err)
-	}
 	var p pod
 	run, err := r.timed(metric("RunPodSandbox"), func() error {
 		a, err := r.d.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 		p.sandbox = a.GetPodSandboxId()
 		return err
 	})
+	if err == nil {
+		err = fetch()
+	}
 	if err != nil {
 		return p, 0, err
+	}
+	spec := r.k.ContainerConfig("main", "sleep", workload)
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(config.LogDirectory, spec.LogPath)), 0o755); err != nil {
+		return p, 0, fmt.Errorf("make log folder: %w", err)
 	}
 	create, err := r.timed(metric("CreateContainer"), func() error {
 		a, err := r.d.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.sandbox, Config: spec, SandboxConfig: config})

@@ -6,6 +6,7 @@
 //
 //	go run ./test/bench                      # all parts, two rounds, about 15 minutes
 //	go run ./test/bench -quick -parts life   # a first look
+//	go run ./test/bench -parts pull,cold -huge
 //	go run ./test/bench -socket /run/x.sock  # any other runtime, without CPU and memory
 //	go run ./test/bench -runtimes berth:/usr/bin/crun,containerd  # with another OCI runtime than bin/runc
 //
@@ -46,7 +47,7 @@ type plan struct {
 	socket string
 }
 
-var partNames = []string{"life", "parallel", "exec", "density", "pull"}
+var partNames = []string{"life", "parallel", "exec", "density", "pull", "cold"}
 
 func main() {
 	p := plan{rounds: 2, sequential: 30, parallel: 100, dense: 100, execs: 50, pulls: 3, shrink: 1}
@@ -57,8 +58,8 @@ func main() {
 	flag.IntVar(&p.rounds, "rounds", p.rounds, "how often each runtime has its turn")
 	flag.IntVar(&p.sequential, "n", p.sequential, "pods one after another")
 	flag.IntVar(&p.parallel, "pods", p.parallel, "pods side by side, and at rest")
-	flag.IntVar(&p.pulls, "pulls", p.pulls, "pulls of each shape of image in a turn, each of a new image")
-	flag.BoolVar(&p.huge, "huge", false, "pull one layer of 2 GB, too: wants 4 GB of memory and 10 GB of disk")
+	flag.IntVar(&p.pulls, "pulls", p.pulls, "pulls of each shape of image, and cold starts, in a turn, each of a new image")
+	flag.BoolVar(&p.huge, "huge", false, "pull one layer of 2 GB, too: wants 12 GB of memory and 10 GB of disk")
 	flag.StringVar(&p.socket, "socket", "", "measure the runtime that serves this socket instead of starting any")
 	flag.Parse()
 	p.dense = p.parallel
@@ -149,7 +150,7 @@ func measure(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t 
 	for _, part := range p.parts {
 		fmt.Fprintf(os.Stderr, "  %s\n", part)
 		do := map[string]func(context.Context) error{
-			"life": r.life, "parallel": r.parallel, "exec": r.exec, "density": r.density, "pull": r.pull,
+			"life": r.life, "parallel": r.parallel, "exec": r.exec, "density": r.density, "pull": r.pull, "cold": r.cold,
 		}[part]
 		if err := do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", part, err)
