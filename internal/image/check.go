@@ -140,6 +140,9 @@ func (c *checking) images(ctx context.Context) error {
 			own(t.layers[i].Digest.String())
 			own(t.chain[i].String())
 		}
+		for _, l := range t.unnamed {
+			own(l.Digest.String())
+		}
 	}
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-run/berth/internal/image/layer"
 	"github.com/berth-run/berth/internal/linux/syncfs"
@@ -90,7 +89,7 @@ func (u *unpacking) mend(ctx context.Context, i int) (err error) {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	l, err := u.convert(ctx, u.t.layers[i], fresh)
+	l, err := u.convert(ctx, i, fresh)
 	if err != nil {
 		return err
 	}
@@ -123,7 +122,7 @@ type unpacked struct {
 }
 
 // unpackInto unpacks a layer that is here into the snapshot with that folder.
-func (u *unpacking) unpackInto(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
+func (u *unpacking) unpackInto(ctx context.Context, i int, folder string) (unpacked, error) {
 	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
 		return unpacked{}, err
 	}
@@ -135,16 +134,16 @@ func (u *unpacking) unpackInto(ctx context.Context, desc ocispec.Descriptor, fol
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s: %w", limit, ErrUnavailable))
 		defer cancel()
 	}
-	l, err := u.unpackNow(ctx, desc, folder)
+	l, err := u.unpackNow(ctx, i, folder)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), err)
 	}
 	return l, err
 }
 
-func (u *unpacking) unpackNow(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
+func (u *unpacking) unpackNow(ctx context.Context, i int, folder string) (unpacked, error) {
 	if u.s.erofs {
-		l, err := u.convert(ctx, desc, blobOf(folder))
+		l, err := u.convert(ctx, i, blobOf(folder))
 		if err == nil {
 			err = os.Chmod(folder, noBlob)
 		}
@@ -152,20 +151,23 @@ func (u *unpacking) unpackNow(ctx context.Context, desc ocispec.Descriptor, fold
 			return l, err
 		}
 		// Half of it may be consumed.
-		if err := errors.Join(u.consumed(ctx, desc), u.blob(ctx, desc)); err != nil {
+		if err := errors.Join(u.consumed(ctx, u.t.layers[i]), u.blob(ctx, u.t.layers[i])); err != nil {
 			return unpacked{}, err
 		}
 	}
-	return u.extractTo(ctx, desc, folder)
+	return u.extractTo(ctx, i, folder)
 }
 
-func (u *unpacking) extractTo(ctx context.Context, desc ocispec.Descriptor, folder string) (unpacked, error) {
-	blob, err := u.openLayer(ctx, desc)
+func (u *unpacking) extractTo(ctx context.Context, i int, folder string) (unpacked, error) {
+	blob, err := u.openSource(ctx, i)
 	if err != nil {
 		return unpacked{}, err
 	}
 	defer blob.Close()
 	r, err := layer.Extract(ctx, folder, blob)
+	if err == nil {
+		r.DiffID, err = blob.identify(r.DiffID)
+	}
 	if err == nil && !u.s.cfg.SkipSync {
 		err = syncfs.Sync(folder) // while other layers are fetched and unpacked: at the end there is little left to wait for
 	}
@@ -173,8 +175,8 @@ func (u *unpacking) extractTo(ctx context.Context, desc ocispec.Descriptor, fold
 		finish: func(below []layer.Below) error { return layer.Inherit(folder, r.Implied, below) }}, err
 }
 
-func (u *unpacking) convert(ctx context.Context, desc ocispec.Descriptor, file string) (_ unpacked, err error) {
-	blob, err := u.openLayer(ctx, desc)
+func (u *unpacking) convert(ctx context.Context, i int, file string) (_ unpacked, err error) {
+	blob, err := u.openSource(ctx, i)
 	if err != nil {
 		return unpacked{}, err
 	}
@@ -189,6 +191,9 @@ func (u *unpacking) convert(ctx context.Context, desc ocispec.Descriptor, file s
 		}
 	}()
 	b, err := layer.Convert(ctx, f, blob)
+	if err == nil {
+		b.DiffID, err = blob.identify(b.DiffID)
+	}
 	if err == nil && !u.s.cfg.SkipSync {
 		err = f.Sync()
 	}

@@ -35,7 +35,7 @@ var (
 
 // Image is one image of the store.
 type Image struct {
-	// ID is the digest of the image's configuration, "sha256:…".
+	// ID is the digest of the image's configuration, "sha256:…"; that of its manifest for artifacts.
 	ID string
 	// RepoTags and RepoDigests are the references that lead to it.
 	RepoTags, RepoDigests []string
@@ -55,6 +55,8 @@ type Image struct {
 	// ChainID names its unpacked layers, Layers counts them.
 	ChainID string
 	Layers  int
+	// Artifact is the type of an OCI artifact, which can be mounted, not run; empty for container images.
+	Artifact string
 	// Pinned images are not collected by the kubelet.
 	Pinned bool
 }

@@ -90,11 +90,11 @@ func (s *Store) describe(ctx context.Context, target ocispec.Descriptor) (*Image
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{ID: t.config.Digest.String(), Size: t.manifest.Size + t.config.Size, Layers: len(t.layers), ChainID: t.top(),
+	im := &Image{ID: t.id().String(), Artifact: t.artifact, Size: t.manifest.Size + t.config.Size, Layers: len(t.layers), ChainID: t.top(),
 		User: config.Config.User, Entrypoint: config.Config.Entrypoint, Cmd: config.Config.Cmd, Env: config.Config.Env,
 		WorkingDir: config.Config.WorkingDir, StopSignal: config.Config.StopSignal, Labels: config.Config.Labels,
 		Volumes: slices.Sorted(maps.Keys(config.Config.Volumes))}
-	for _, l := range t.layers {
+	for _, l := range slices.Concat(t.layers, t.unnamed) {
 		im.Size += l.Size
 	}
 	if config.Created != nil {
@@ -203,6 +203,9 @@ func (s *Store) Info(ctx context.Context, ref string) (map[string]any, error) {
 	raw, err := content.ReadBlob(scoped(ctx), s.content, ocispec.Descriptor{Digest: digest.Digest(im.ID)})
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", im.ID, err)
+	}
+	if im.Artifact != "" {
+		return map[string]any{"chainID": im.ChainID, "artifactType": im.Artifact, "manifest": json.RawMessage(raw)}, nil
 	}
 	return map[string]any{"chainID": im.ChainID, "imageSpec": json.RawMessage(raw)}, nil
 }

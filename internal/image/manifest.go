@@ -35,6 +35,18 @@ type tree struct {
 	layers   []ocispec.Descriptor
 	chain    []digest.Digest // of each layer with all below it
 	diffIDs  []digest.Digest
+	// artifact is the type of an OCI artifact; empty for container images. Its layers are files with these names; unnamed ones are none.
+	artifact string
+	names    []string
+	unnamed  []ocispec.Descriptor
+}
+
+// id is what the image is known by: the digest of its configuration. Artifacts share theirs, which is empty most often, so it is the manifest's.
+func (t *tree) id() digest.Digest {
+	if t.artifact != "" {
+		return t.manifest.Digest
+	}
+	return t.config.Digest
 }
 
 // top names the unpacked image; empty without layers.
@@ -61,10 +73,10 @@ func (t *tree) labels(keepLayers bool) []blobLabel {
 	}
 	all = append(all, blobLabel{t.manifest.Digest, ref + "content.config", t.config.Digest.String()})
 	if t.top() != "" {
-		all = append(all, blobLabel{t.config.Digest, ref + "snapshot." + overlayfs, t.top()})
+		all = append(all, blobLabel{t.id(), ref + "snapshot." + overlayfs, t.top()})
 	}
 	if keepLayers {
-		for i, l := range t.layers {
+		for i, l := range slices.Concat(t.layers, t.unnamed) {
 			all = append(all, blobLabel{t.manifest.Digest, fmt.Sprintf("%scontent.l.%d", ref, i), l.Digest.String()})
 		}
 	}
@@ -75,6 +87,7 @@ func (t *tree) labels(keepLayers bool) []blobLabel {
 type document struct {
 	SchemaVersion int                  `json:"schemaVersion"`
 	MediaType     string               `json:"mediaType"`
+	ArtifactType  string               `json:"artifactType"`
 	Manifests     []ocispec.Descriptor `json:"manifests"`
 	Config        ocispec.Descriptor   `json:"config"`
 	Layers        []ocispec.Descriptor `json:"layers"`
@@ -104,6 +117,7 @@ func (s *Store) readTree(ctx context.Context, root ocispec.Descriptor) (*tree, o
 
 func (s *Store) walk(root ocispec.Descriptor, read func(what string, desc ocispec.Descriptor) ([]byte, error)) (*tree, error) {
 	t := &tree{root: root}
+	var doc document
 	desc := root
 	for depth := 0; ; depth++ {
 		if depth > maxDepth {
@@ -113,8 +127,7 @@ func (s *Store) walk(root ocispec.Descriptor, read func(what string, desc ocispe
 		if err != nil {
 			return nil, err
 		}
-		doc, err := parseDocument(desc, raw)
-		if err != nil {
+		if doc, err = parseDocument(desc, raw); err != nil {
 			return nil, err
 		}
 		if len(doc.Manifests) == 0 && doc.Config.Digest != "" {
@@ -126,12 +139,17 @@ func (s *Store) walk(root ocispec.Descriptor, read func(what string, desc ocispe
 			return nil, err
 		}
 	}
-	if err := checkManifest(t); err != nil {
+	artifact := doc.artifactType()
+	check := func() error { return checkManifest(t) }
+	if artifact != "" || t.config.MediaType == "" {
+		check = func() error { return t.files(artifact, doc.Layers) }
+	}
+	if err := check(); err != nil {
 		return nil, err
 	}
 	raw, err := read("configuration", t.config)
-	if err != nil {
-		return nil, err
+	if err != nil || t.artifact != "" {
+		return t, err
 	}
 	return t, s.checkConfig(t, raw)
 }
@@ -158,9 +176,10 @@ func parseDocument(desc ocispec.Descriptor, raw []byte) (document, error) {
 	return doc, nil
 }
 
-// choose picks this node's manifest out of an index. Entries without a platform are the last resort.
+// choose picks this node's manifest out of an index. Entries without a platform are the last resort, artifacts among them where nothing is for a
+// platform: beside images they are about those.
 func (s *Store) choose(index digest.Digest, all []ocispec.Descriptor) (ocispec.Descriptor, error) {
-	var best, any *ocispec.Descriptor
+	var best, any, artifact *ocispec.Descriptor
 	var offered []string
 	for i := range all {
 		d := &all[i]
@@ -168,6 +187,8 @@ func (s *Store) choose(index digest.Digest, all []ocispec.Descriptor) (ocispec.D
 		case d.Platform == nil:
 			if any == nil && d.ArtifactType == "" {
 				any = d
+			} else if artifact == nil {
+				artifact = d
 			}
 		case !s.platform.Match(*d.Platform):
 			offered = append(offered, platforms.Format(*d.Platform))
@@ -177,6 +198,9 @@ func (s *Store) choose(index digest.Digest, all []ocispec.Descriptor) (ocispec.D
 	}
 	if best == nil {
 		best = any
+	}
+	if best == nil && len(offered) == 0 {
+		best = artifact
 	}
 	if best == nil {
 		slices.Sort(offered)
@@ -189,9 +213,6 @@ func (s *Store) choose(index digest.Digest, all []ocispec.Descriptor) (ocispec.D
 }
 
 func checkManifest(t *tree) error {
-	if !images.IsConfigType(t.config.MediaType) {
-		return fmt.Errorf("manifest %s: configuration is %q, so this is no container image: %w", t.manifest.Digest, t.config.MediaType, ErrUnsupported)
-	}
 	if len(t.layers) > maxLayers {
 		return fmt.Errorf("manifest %s: %d layers, at most %d can be mounted: %w", t.manifest.Digest, len(t.layers), maxLayers, ErrUnsupported)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -87,7 +88,7 @@ func (s *Store) parts(ctx context.Context, im Image, f func(id digest.Digest, by
 			f(c, sizes[c.String()].bytes)
 		}
 		blobs := append(t.indexes, t.manifest.Digest, t.config.Digest)
-		for _, l := range t.layers {
+		for _, l := range slices.Concat(t.layers, t.unnamed) {
 			blobs = append(blobs, l.Digest)
 		}
 		for _, b := range blobs {

@@ -151,6 +151,9 @@ func (p *puller) prepare(ctx context.Context, target ocispec.Descriptor) (*tree,
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	p.progress.at("fetch")
+	if err := p.fetchUnnamed(ctx, t); err != nil {
+		return nil, err
+	}
 	return t, p.unpack(ctx, t)
 }
 

@@ -291,12 +291,12 @@ func TestWhatThisNodeCannotRunIsRefusedBeforeLayersAreFetched(t *testing.T) {
 		image any
 		says  string
 	}{
-		"an artifact":       {mutate.ConfigMediaType(plain, "application/vnd.cncf.helm.config.v1+json"), "no container image"},
-		"another platform":  {arm, "s390x"},
-		"encrypted layers":  {imageFrom(t, []byte("x"), "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", nil), "encrypted"},
-		"too many layers":   {imageOf(t, v1.Config{}, many...), "161 layers"},
-		"user out of range": {imageOf(t, v1.Config{User: "4294967296"}, l), "4294967296"},
-		"user with sign":    {imageOf(t, v1.Config{User: "+0"}, l), "+0"},
+		"an artifact without files": {mutate.ConfigMediaType(plain, "application/vnd.cncf.helm.config.v1+json"), "no file to mount"},
+		"another platform":          {arm, "s390x"},
+		"encrypted layers":          {imageFrom(t, []byte("x"), "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", nil), "encrypted"},
+		"too many layers":           {imageOf(t, v1.Config{}, many...), "161 layers"},
+		"user out of range":         {imageOf(t, v1.Config{User: "4294967296"}, l), "4294967296"},
+		"user with sign":            {imageOf(t, v1.Config{User: "+0"}, l), "+0"},
 		"an index without this platform": {mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: arm,
 			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}}), "only for linux/s390x"},
 	} {

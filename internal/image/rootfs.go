@@ -47,6 +47,9 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 
 func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, error) {
 	im, c, err := s.holdImage(ctx, r.ImageID, r.ID)
+	if err == nil {
+		err = im.Runnable()
+	}
 	if err != nil {
 		return Rootfs{}, err
 	}

@@ -148,7 +148,7 @@ func (*unpacking) layerStage(ctx context.Context, stage string, desc ocispec.Des
 func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(context.Context, int) error) error {
 	desc := u.t.layers[i]
 	for again := false; ; again = true {
-		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.blob(ctx, desc) }); err != nil {
+		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.layerBlob(ctx, desc) }); err != nil {
 			return err
 		}
 		err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) })
@@ -168,6 +168,14 @@ func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(conte
 	}
 }
 
+// layerBlob fetches a layer. An artifact's file may be empty, and there is nothing to fetch then.
+func (u *unpacking) layerBlob(ctx context.Context, desc ocispec.Descriptor) error {
+	if u.t.artifact != "" && desc.Size == 0 {
+		return nil
+	}
+	return u.blob(ctx, desc)
+}
+
 // extract unpacks a layer that is here into a snapshot.
 func (u *unpacking) extract(ctx context.Context, i int) (err error) {
 	key := extractPrefix + u.t.chain[i].String() + "-" + rand.Text()
@@ -185,7 +193,7 @@ func (u *unpacking) extract(ctx context.Context, i int) (err error) {
 	if len(mounts) != 1 || mounts[0].Type != "bind" {
 		return fmt.Errorf("snapshotter offers %v, want one folder", mounts)
 	}
-	l, err := u.unpackInto(ctx, u.t.layers[i], mounts[0].Source)
+	l, err := u.unpackInto(ctx, i, mounts[0].Source)
 	if err != nil {
 		return err
 	}

@@ -89,10 +89,10 @@ func (c *Container) create(ctx context.Context) error {
 		c.forget()
 		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
 	}
-	im, err := c.m.parts.Images.Status(c.Config.GetImage().GetImage())
+	im, err := c.findImage()
 	if err != nil {
 		c.forget()
-		return fmt.Errorf("%s: image %q: %w", c, c.Config.GetImage().GetImage(), err)
+		return err
 	}
 	images, places, err := c.resolveVolumes(im)
 	if err == nil {

@@ -15,6 +15,19 @@ import (
 	"github.com/berth-run/berth/internal/spec"
 )
 
+// findImage finds the image that the container is made from.
+func (c *Container) findImage() (image.Image, error) {
+	ref := c.Config.GetImage().GetImage()
+	im, err := c.m.parts.Images.Status(ref)
+	if err == nil {
+		err = im.Runnable()
+	}
+	if err != nil {
+		return image.Image{}, fmt.Errorf("%s: image %q: %w", c, ref, err)
+	}
+	return im, nil
+}
+
 // resolveVolumes finds the images that the config mounts, and the places of anonymous volumes.
 func (c *Container) resolveVolumes(im image.Image) (images, places []string, err error) {
 	for i, m := range c.Config.GetMounts() {

@@ -231,3 +231,35 @@ func TestAContainerJoinsAnothersProcesses(t *testing.T) {
 		t.Errorf("pinned for longer than the start: %v", left)
 	}
 }
+
+func TestOCIArtifactsAreMountedAsVolumes(t *testing.T) {
+	t.Parallel()
+	berthOnly(t) // containerd mounts no artifacts
+	k := node(t, daemon.Spec{})
+	ref, _ := registry.MustPushArtifact(t, images.Host, "model:1", registry.Artifact{Type: "application/vnd.example.model.v1", Files: []registry.ArtifactFile{
+		{Name: "model/weights.bin", Data: []byte("weights")}, {Name: "LICENSE", MediaType: "text/plain", Data: []byte("free")}}})
+	id := k.Pull(ref)
+	p := k.RunPod(k.PodConfig("artifacts"))
+	spec := k.Forever("main")
+	spec.Mounts = []*cri.Mount{imageMount("/all", ref, ""), imageMount("/model", id, "model"),
+		{ContainerPath: "/strict", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec"}, Image: &cri.ImageSpec{Image: id}}}
+	c := p.Start(spec)
+	equal(t, "the files", c.Exec("cat /all/LICENSE /all/model/weights.bin /model/weights.bin /strict/LICENSE"), "freeweightsweightsfree")
+	equal(t, "writing", c.Exec("touch /all/x 2>/dev/null || echo refused; rm /model/weights.bin 2>/dev/null || echo refused"), "refused\nrefused")
+	if _, err := k.D.Images.RemoveImage(k.Ctx(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: ref}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.D.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.D.Restart(k.Ctx()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "after the artifact's removal and a crash", c.Exec("cat /all/LICENSE"), "free")
+
+	k.Pull(ref)
+	runs := k.Forever("runs")
+	runs.Image.Image = id
+	_, err := p.TryCreate(runs)
+	wantError(t, err, []codes.Code{codes.FailedPrecondition}, "OCI artifact", "application/vnd.example.model.v1")
+}
