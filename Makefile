@@ -112,7 +112,7 @@ bin/containerd/containerd-shim-runc-v2: test/bench/containerd/go.mod test/bench/
 
 .PHONY: test-handlers
 test-handlers: build bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
-	$(AS_ROOT) $(GO) test -count=1 -timeout 20m ./test/handlers
+	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -parallel 64 ./test/handlers
 
 .PHONY: test-monitoring
 test-monitoring: build ## contrib/monitoring: rules with promtool, dashboards with a real Prometheus and a real daemon

@@ -351,10 +351,13 @@ func (t *task) claimDelete() (phase, error) {
 // deleteContainer makes the runtime forget the container, whether it still knows it or not. Force comes second: with it runc
 // always waits 100 ms, and it is only needed for what a failed start has left, or to excuse a container that is gone.
 func (t *task) deleteContainer() error {
-	if t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", t.id}}) == nil {
-		return nil
+	err := t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", t.id}})
+	if err != nil {
+		err = t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", "--force", t.id}})
 	}
-	err := t.runtime.control(&runtimeCall{options: t.options, args: []string{"delete", "--force", t.id}})
+	if err == nil && !t.options.Native {
+		return t.emptyCgroup() // a foreign shim may have been taken away without having done that
+	}
 	if err == nil || !t.options.Native {
 		return err
 	}
@@ -368,6 +371,14 @@ func (t *task) deleteContainer() error {
 // forget does what the runtime's delete does, for a runtime that is broken or gone: a pod must be removable even then. A
 // native runtime's container is its processes, its cgroups and a folder named for it.
 func (t *task) forget() error {
+	if err := t.emptyCgroup(); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(t.options.RuntimeRoot, t.id))
+}
+
+// emptyCgroup kills what is in the container's cgroup, and removes that. It is idempotent.
+func (t *task) emptyCgroup() error {
 	group, err := findCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup, 0)
 	if err != nil {
 		return err
@@ -375,10 +386,7 @@ func (t *task) forget() error {
 	if err := group.killAll(killLimit); err != nil {
 		return err
 	}
-	if err := removeCgroups(specCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup)); err != nil {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(t.options.RuntimeRoot, t.id))
+	return removeCgroups(specCgroup(t.spec.cgroupsPath, t.options.SystemdCgroup))
 }
 
 // kill signals the init, or every process of the container.

@@ -172,7 +172,7 @@ func output(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
 		}
 	}
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("it has not ended after %s and was killed", startLimit)
+		return nil, fmt.Errorf("it has not ended in its time and was killed: %w", ctx.Err())
 	}
 	if err != nil {
 		words := bytes.TrimSpace(append(texts[1], texts[0]...))

@@ -11,11 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
-	"github.com/berth-run/berth/internal/linux/pidfd"
-	"github.com/berth-run/berth/internal/linux/proc"
-	"github.com/berth-run/berth/internal/shim/rpc"
 	"github.com/berth-run/berth/internal/shim/wire"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -34,15 +30,22 @@ func (c *command) connected(use func(*client) error) error {
 	return use(shim)
 }
 
-// kill signals the container. One that has ended has nothing to be killed: its end is on the way.
+// kill signals the container. One that has ended has nothing to be killed: its end is on the way. A SIGKILL that the shim does not carry out kills the shim.
 func (c *command) kill() error {
-	return c.connected(func(shim *client) error {
+	err := c.connected(func(shim *client) error {
 		err := shim.call(callLimit, "Kill", &wire.KillRequest{ID: c.id, Signal: uint32(c.signal), All: c.all}, &wire.Empty{})
-		if notFound(err) {
+		switch {
+		case notFound(err):
 			return nil
+		case err == nil && syscall.Signal(c.signal) == syscall.SIGKILL:
+			return c.ended(shim)
 		}
 		return err
 	})
+	if err == nil || syscall.Signal(c.signal) != syscall.SIGKILL || errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return c.killWithShim(err)
 }
 
 func (c *command) freeze() error {
@@ -77,20 +80,14 @@ func (c *command) delete() error {
 		return err
 	}
 	if s.Address == "" { // cut off before a shim was there: its program may, or may not, have left something
-		if err := c.clearUp(s); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		return os.RemoveAll(c.dir())
+		return c.takeAway(s)
 	}
 	force := c.force || c.verb != "delete"
-	err = c.deleteTask(s, force)
-	if err != nil && rpc.CodeOf(err) != rpc.Unknown && !force {
-		return err // the shim's own word
-	}
-	if err != nil {
-		if err := errors.Join(killShim(s), c.clearUp(s)); err != nil {
-			return err
+	if err := c.deleteTask(s, force); err != nil {
+		if !failed(err) && !force {
+			return err // the shim's own word
 		}
+		return c.takeAway(s)
 	}
 	return os.RemoveAll(c.dir())
 }
@@ -106,7 +103,7 @@ func (c *command) deleteTask(s state, force bool) error {
 		if err == nil {
 			err = shim.call(callLimit, "Wait", &wire.ProcessRequest{ID: c.id}, &wire.WaitResponse{})
 		}
-		if err != nil && rpc.CodeOf(err) == rpc.Unknown {
+		if failed(err) {
 			return err
 		}
 	}
@@ -121,29 +118,12 @@ func (c *command) deleteTask(s state, force bool) error {
 	return err
 }
 
-// killShim ends a shim that does not answer, with all its containers: they could not be reached any more.
-func killShim(s state) error {
-	same := func() bool { return s.ShimPID > 1 && proc.Is(s.ShimPID, s.ShimStart) }
-	if !same() {
-		return nil
-	}
-	if _, err := pidfd.KillIf(s.ShimPID, syscall.SIGKILL, same); err != nil {
-		return err
-	}
-	for end := time.Now().Add(callLimit); same(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			return fmt.Errorf("process %d of the shim survives SIGKILL", s.ShimPID)
-		}
-	}
-	return nil
-}
-
 // clearUp lets the shim's program free what a dead shim has left.
 func (c *command) clearUp(s state) error {
 	if !exists(filepath.Join(c.bundle(), shimapi.ConfigName)) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), clearUpLimit)
 	defer cancel()
 	if _, err := output(ctx, c.shimCommand(ctx, s, "delete")); err != nil {
 		return fmt.Errorf("%s delete: %w", filepath.Base(c.shim), err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -172,5 +173,93 @@ func TestAShimsProgramThatIsGoneIsNamed(t *testing.T) {
 	}
 	if err := p.begin(); err == nil || !strings.Contains(err.Error(), p.shim) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAContainerGoesThoughItsShimAndTheShimsProgramBothFail(t *testing.T) {
+	for name, words := range map[string]string{"refuses": "exit 3", "dies": "kill -9 $$"} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := faulty(t, "Kill", garbage)
+			if err := p.begin(); err != nil {
+				t.Fatal(err)
+			}
+			shim := exec.Command("sleep", "1000")
+			if err := shim.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- shim.Wait() }()
+			me, ok := identify(shim.Process.Pid)
+			if !ok {
+				t.Fatal("the shim's process is not found")
+			}
+			p.state.ShimPID, p.state.ShimStart = me.pid, me.start
+			if err := errors.Join(p.save(p.state), os.WriteFile(p.shim, []byte("#!/bin/sh\n"+words+"\n"), 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			c := *p.command
+			c.verb, c.force = "delete", true
+			if err := c.delete(); err != nil {
+				t.Fatal(err)
+			}
+			if exists(c.dir()) {
+				t.Error("the container's folder is left")
+			}
+			select {
+			case <-ended:
+			case <-time.After(20 * time.Second):
+				t.Error("the shim is left")
+			}
+		})
+	}
+}
+
+func TestAShimThatDoesNotCarryOutASIGKILLIsKilled(t *testing.T) {
+	for name, f := range map[string]fault{"garbage": garbage, "dies": dies} {
+		for _, method := range []string{"Kill", "Wait"} {
+			t.Run(name+" at "+method, func(t *testing.T) {
+				p, _ := faulty(t, method, f)
+				if err := p.begin(); err != nil {
+					t.Fatal(err)
+				}
+				shim := exec.Command("sh", "-c", "sleep 1000 & wait")
+				if err := shim.Start(); err != nil {
+					t.Fatal(err)
+				}
+				me, ok := identify(shim.Process.Pid)
+				if !ok {
+					t.Fatal("the shim's process is not found")
+				}
+				p.state.ShimPID, p.state.ShimStart = me.pid, me.start
+				if err := p.save(p.state); err != nil {
+					t.Fatal(err)
+				}
+				c := *p.command
+				c.verb, c.signal = "kill", 9
+				if err := c.kill(); err != nil {
+					t.Fatal(err)
+				}
+				if me.runs() {
+					t.Error("the shim still runs")
+				}
+				_ = shim.Wait() // it was killed
+			})
+		}
+	}
+}
+
+func TestAShimThatNeverSaidWhoItIsIsFoundByItsCommandLine(t *testing.T) {
+	c := script(t, "sleep 1000")
+	c.id = "a-container-of-this-test"
+	shim := exec.Command("/bin/sh")
+	shim.Args = []string{c.shim, "-c", "sleep 1000; exit", "-id", c.id}
+	if err := shim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.killShim(state{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := shim.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the shim ends with %v", err)
 	}
 }
