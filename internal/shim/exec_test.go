@@ -53,6 +53,7 @@ func TestExecHasItsSpecsEnvironmentAlone(t *testing.T) {
 	if out := s.receive(e.stdout, 10*time.Second); !strings.Contains(out, "PATH=") || strings.Contains(out, "GOMAXPROCS") {
 		t.Errorf("environment: %q", out)
 	}
+	s.wait(id, e.id)
 	s.deleteExec(id, e)
 }
 

@@ -248,6 +248,10 @@ func TestKilledRuntimeLeavesNothing(t *testing.T) {
 		_, err := s.task.Start(s.ctx, &taskpb.StartRequest{Id: id})
 		failed <- err
 	}()
+	s.eventually("the runtime to have made its cgroup", func() bool { // what it has started would outlive it
+		_, err := os.Stat(filepath.Join(s.pidsCgroup(), "c1"))
+		return err == nil
+	})
 	s.eventually("the hanging runtime to be killed", func() bool {
 		_, err := s.task.Kill(s.ctx, &taskpb.KillRequest{Id: id, Signal: 9})
 		return err == nil
