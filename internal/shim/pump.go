@@ -149,37 +149,54 @@ func (p *pump) empty(conn syscall.RawConn) error {
 }
 
 func (p *pump) emptyTerminal(conn syscall.RawConn) error {
-	if err := p.source.SetReadDeadline(time.Now().Add(ttyDrain)); err != nil {
-		return err
-	}
-	for !p.stopped.Load() {
-		_, err := p.step(conn, true)
+	for total, left := 0, ttyDrain; total < maxDrain && !p.stopped.Load(); total += p.size {
+		begin := time.Now()
+		if err := p.source.SetReadDeadline(begin.Add(left)); err != nil {
+			return err
+		}
+		err := p.next(conn, true)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return p.source.SetReadDeadline(time.Time{})
+			break
+		}
+		left -= time.Since(begin) // the sink may take as long as it wants
+		if err == nil {
+			err = p.hand()
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return nil
+	return p.source.SetReadDeadline(time.Time{})
 }
 
-// step reads once and hands on. When nothing is there it waits, or returns EAGAIN.
+// step reads once and hands on.
 func (p *pump) step(conn syscall.RawConn, wait bool) (int, error) {
+	if err := p.next(conn, wait); err != nil {
+		return 0, err
+	}
+	return p.size, p.hand()
+}
+
+// next reads once. When nothing is there it waits, or returns EAGAIN. Without an error hand must follow.
+func (p *pump) next(conn syscall.RawConn, wait bool) error {
 	p.wait = wait
 	if err := conn.Read(p.tryRead); err != nil {
-		return 0, err
+		return err
 	}
 	switch {
 	case p.failure != nil:
-		return 0, p.failure
+		return p.failure
 	case p.size == 0:
-		return 0, io.EOF
+		return io.EOF
 	}
+	return nil
+}
+
+func (p *pump) hand() error {
 	err := p.sink.put(p.buffer[:p.size])
 	buffers.Put(p.buffer)
 	p.buffer = nil
-	return p.size, err
+	return err
 }
 
 // read is tryRead; it reports that there is nothing to wait for.
