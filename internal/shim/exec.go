@@ -3,6 +3,7 @@
 package shim
 
 import (
+	"encoding/json"
 	"errors"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/berth-run/berth/internal/linux/memfd"
 	"github.com/berth-run/berth/internal/linux/proc"
+	"github.com/berth-run/berth/internal/linux/pty"
 	"github.com/berth-run/berth/internal/linux/reaper"
 	"github.com/berth-run/berth/internal/shim/rpc"
 	"github.com/berth-run/berth/internal/shim/wire"
@@ -31,6 +33,7 @@ type exec struct {
 	clients [3]*net.UnixConn // stdin, stdout, stderr; nil: not wanted
 	lease   *net.UnixConn    // nil: the exec does not depend on its client
 	tty     bool
+	size    pty.Size // for a terminal that the runtime gives none
 }
 
 // startExec starts the process and returns its pid.
@@ -204,6 +207,11 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 		return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
 	}
 	e.tty = string(terminal) == "true"
+	if e.tty && !t.options.Native { // runc does it itself, before the process begins
+		if e.size, err = consoleSize(spec); err != nil {
+			return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
+		}
+	}
 	specFile, err := memfd.New("process", spec)
 	if err != nil {
 		return err
@@ -232,6 +240,15 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 	return e.process.launch(t.runtime, call, pidFile, e.wire)
 }
 
+// consoleSize is that of an OCI process; the zero one where it has none.
+func consoleSize(process []byte) (size pty.Size, err error) {
+	raw, err := jsonField(process, "consoleSize")
+	if err == nil && raw != nil {
+		err = json.Unmarshal(raw, &size)
+	}
+	return size, err
+}
+
 // wire connects the process's streams with the client's connections.
 func (e *exec) wire(s *stdio, terminal *os.File) {
 	stdin, outputs := s.stdin, s.output
@@ -240,6 +257,9 @@ func (e *exec) wire(s *stdio, terminal *os.File) {
 		e.process.mu.Lock()
 		e.process.terminal = terminal
 		e.process.mu.Unlock()
+		if e.size != (pty.Size{}) {
+			_ = pty.SetSize(terminal, e.size.Width, e.size.Height) // it has ended at once: the pump tells
+		}
 	}
 	for i, output := range outputs {
 		if output == nil {

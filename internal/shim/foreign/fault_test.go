@@ -42,6 +42,19 @@ func reply(conn net.Conn, header []byte, response *wire.Response) {
 	_, _ = conn.Write(append(header, body...))
 }
 
+func readRequest(conn net.Conn) (header []byte, _ *wire.Request, err error) {
+	header = make([]byte, headerSize)
+	if _, err := io.ReadFull(conn, header); err != nil {
+		return nil, nil, err
+	}
+	body := make([]byte, binary.BigEndian.Uint32(header))
+	if _, err := io.ReadFull(conn, body); err != nil {
+		return nil, nil, err
+	}
+	var request wire.Request
+	return header, &request, wire.Unmarshal(body, &request)
+}
+
 // serveUntil is a shim that answers everything well but one method.
 func serveUntil(l net.Listener, method string, f fault) {
 	for {
@@ -52,16 +65,8 @@ func serveUntil(l net.Listener, method string, f fault) {
 		go func() {
 			defer conn.Close()
 			for {
-				header := make([]byte, headerSize)
-				if _, err := io.ReadFull(conn, header); err != nil {
-					return
-				}
-				body := make([]byte, binary.BigEndian.Uint32(header))
-				if _, err := io.ReadFull(conn, body); err != nil {
-					return
-				}
-				var request wire.Request
-				if err := wire.Unmarshal(body, &request); err != nil {
+				header, request, err := readRequest(conn)
+				if err != nil {
 					return
 				}
 				if request.Method == method {

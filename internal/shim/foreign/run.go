@@ -21,8 +21,6 @@ import (
 )
 
 const (
-	// outputLimit is how long the end of a container's output is waited for once it has ended.
-	outputLimit = 2 * time.Second
 	// lostCode is the exit code of what was lost with its shim.
 	lostCode = 255
 	// maxProcess bounds the OCI process of an exec.
@@ -62,21 +60,33 @@ func tell(report *os.File, err error) error {
 // standIn is a started container or exec.
 type standIn struct {
 	*command
-	execID  string
-	client  *client
-	state   state
-	fifos   string
-	outputs []chan struct{}
+	execID   string
+	client   *client
+	state    state
+	fifos    string
+	terminal *terminal // nil: the process has none
+	streams  *streams
 }
 
-func (p *standIn) begin() error {
-	if p.options["--console-socket"] != "" {
-		return errors.New("terminals of foreign shims are not supported by this release")
+func (p *standIn) begin() (err error) {
+	if socket := p.options["--console-socket"]; socket != "" {
+		if p.terminal, err = openTerminal(socket); err != nil {
+			return err
+		}
 	}
 	if p.verb == "exec" {
-		return p.beginExec()
+		err = p.beginExec()
+	} else {
+		err = p.beginContainer()
 	}
-	return p.beginContainer()
+	if err != nil {
+		return err
+	}
+	p.streams.started(p)
+	if p.terminal != nil {
+		go p.follow()
+	}
+	return nil
 }
 
 func (p *standIn) beginContainer() (err error) {
@@ -105,11 +115,16 @@ func (p *standIn) beginContainer() (err error) {
 		return err
 	}
 	p.fifos = p.dir()
-	streams, err := p.connect()
-	if err != nil {
+	if p.streams, err = p.connect(); err != nil {
 		return err
 	}
-	request := &wire.CreateTaskRequest{ID: p.id, Bundle: p.bundle(), Stdin: streams.paths[0], Stdout: streams.paths[1], Stderr: streams.paths[2], Options: p.runtimeOptions()}
+	defer func() {
+		if err != nil {
+			p.streams.abandon()
+		}
+	}()
+	request := &wire.CreateTaskRequest{ID: p.id, Bundle: p.bundle(), Terminal: p.terminal != nil,
+		Stdin: p.streams.paths[0], Stdout: p.streams.paths[1], Stderr: p.streams.paths[2], Options: p.runtimeOptions()}
 	var pid wire.PIDResponse
 	if err := p.client.call(startLimit, "Create", request, &pid); err != nil {
 		return err
@@ -117,11 +132,7 @@ func (p *standIn) beginContainer() (err error) {
 	if err := p.learn(pid.PID); err != nil {
 		return err
 	}
-	if err := p.client.call(startLimit, "Start", &wire.ProcessRequest{ID: p.id}, &pid); err != nil {
-		return err
-	}
-	streams.started()
-	return nil
+	return p.client.call(startLimit, "Start", &wire.ProcessRequest{ID: p.id}, &pid)
 }
 
 // learn notes who the shim and the container's init are.
@@ -160,62 +171,65 @@ func (p *standIn) beginExec() error {
 	if err := os.Mkdir(p.fifos, 0o700); err != nil {
 		return err
 	}
-	streams, err := p.connect()
-	if err != nil {
+	if p.streams, err = p.connect(); err != nil {
 		return errors.Join(err, os.RemoveAll(p.fifos))
 	}
-	request := &wire.ExecProcessRequest{ID: p.id, ExecID: p.execID, Stdin: streams.paths[0], Stdout: streams.paths[1], Stderr: streams.paths[2],
-		Spec: wire.Any{TypeURL: shimapi.ProcessTypeURL, Value: process}}
+	request := &wire.ExecProcessRequest{ID: p.id, ExecID: p.execID, Terminal: p.terminal != nil,
+		Stdin: p.streams.paths[0], Stdout: p.streams.paths[1], Stderr: p.streams.paths[2], Spec: wire.Any{TypeURL: shimapi.ProcessTypeURL, Value: process}}
 	err = p.client.call(callLimit, "Exec", request, &wire.Empty{})
 	if err == nil {
 		err = p.client.call(startLimit, "Start", &wire.ProcessRequest{ID: p.id, ExecID: p.execID}, &wire.PIDResponse{})
 		if err != nil {
-			p.forget()
+			p.forget(callLimit)
 		}
 	}
 	if err != nil {
+		p.streams.abandon()
 		return errors.Join(err, os.RemoveAll(p.fifos))
 	}
-	streams.started()
-	p.killOnTerm()
+	p.passSignals()
 	return nil
 }
 
-// killOnTerm passes a SIGTERM to this process on as the end of the exec, which nobody else could reach.
-func (p *standIn) killOnTerm() {
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, syscall.SIGTERM)
+// passSignals passes a SIGHUP to this process on to the exec, which nobody else could reach, and a SIGTERM as its end.
+func (p *standIn) passSignals() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
-		for range term {
+		for s := range signals {
+			pass := syscall.SIGHUP
+			if s == syscall.SIGTERM {
+				pass = syscall.SIGKILL
+			}
 			// A connection of its own: the other one waits.
 			if other, err := dial(p.state.Address, p.state.Version); err == nil {
-				_ = other.call(callLimit, "Kill", &wire.KillRequest{ID: p.id, ExecID: p.execID, Signal: uint32(syscall.SIGKILL), All: true}, &wire.Empty{}) // our shim kills this process next
+				_ = other.call(callLimit, "Kill", &wire.KillRequest{ID: p.id, ExecID: p.execID, Signal: uint32(pass), All: true}, &wire.Empty{}) // it may have ended; our shim kills this process next
 				other.close()
 			}
 		}
 	}()
 }
 
+// forgetLimit is for a Delete that waits for the outputs which something in the background holds. The shim ends its wait then.
+const forgetLimit = 200 * time.Millisecond
+
 // forget frees what the shim keeps of an exec.
-func (p *standIn) forget() {
-	_ = p.client.call(callLimit, "Delete", &wire.ProcessRequest{ID: p.id, ExecID: p.execID}, &wire.DeleteResponse{}) // it goes with its container at the latest
+func (p *standIn) forget(limit time.Duration) {
+	_ = p.client.call(limit, "Delete", &wire.ProcessRequest{ID: p.id, ExecID: p.execID}, &wire.DeleteResponse{}) // it goes with its container at the latest
 }
 
 // end waits for the end and returns the exit code.
 func (p *standIn) end() int {
 	var exit wire.WaitResponse
 	err := p.client.call(0, "Wait", &wire.ProcessRequest{ID: p.id, ExecID: p.execID}, &exit)
-	limit := time.After(outputLimit)
-	for _, done := range p.outputs {
-		select {
-		case <-done:
-		case <-limit:
-			limit = time.After(0)
-		}
-	}
+	ended := settle(p.streams.outputs)
 	if p.execID != "" {
 		if err == nil {
-			p.forget()
+			limit := callLimit
+			if !ended {
+				limit = forgetLimit
+			}
+			p.forget(limit)
 		}
 		if rmErr := os.RemoveAll(p.fifos); rmErr != nil {
 			fmt.Fprintln(os.Stderr, rmErr)
