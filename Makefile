@@ -31,11 +31,11 @@ FAULT := ./test/fault/...
 all: build ## build everything into bin/ (the default)
 
 .PHONY: build
-build: bin/berth bin/berth-shim bin/runc bin/cni/.built
+build: bin/berth bin/berth-shim bin/containerd-shim-berth-v1 bin/runc bin/cni/.built
 
 # Ours are built each time: go knows best what has changed, and is fast when nothing has.
-.PHONY: bin/berth bin/berth-shim
-bin/berth bin/berth-shim:
+.PHONY: bin/berth bin/berth-shim bin/containerd-shim-berth-v1
+bin/berth bin/berth-shim bin/containerd-shim-berth-v1:
 	$(BUILD) -o $@ ./cmd/$(@F)
 
 # What comes from other projects is pinned with its checksums by the modules in tools/, and built when those change.
@@ -112,7 +112,7 @@ bin/containerd/containerd-shim-runc-v2: test/bench/containerd/go.mod test/bench/
 
 .PHONY: test-handlers
 test-handlers: build bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
-	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -parallel 64 ./test/handlers
+	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 30m -parallel 64 ./test/handlers/...
 
 .PHONY: test-monitoring
 test-monitoring: build ## contrib/monitoring: rules with promtool, dashboards with a real Prometheus and a real daemon
@@ -157,7 +157,7 @@ demo: ## install, build and show a pod's whole life
 .PHONY: install
 install: build ## install into PREFIX (/usr/local) with the systemd unit
 	install -d $(DESTDIR)$(PREFIX)/lib/berth/cni $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
-	install -m 0755 bin/berth bin/berth-shim bin/runc $(DESTDIR)$(PREFIX)/lib/berth/
+	install -m 0755 bin/berth bin/berth-shim bin/containerd-shim-berth-v1 bin/runc $(DESTDIR)$(PREFIX)/lib/berth/
 	install -m 0755 $$(find bin/cni -type f -perm -u+x) $(DESTDIR)$(PREFIX)/lib/berth/cni/
 	ln -sfn ../lib/berth/berth $(DESTDIR)$(PREFIX)/bin/berth
 	sed 's|@PREFIX@|$(PREFIX)|' packaging/berth.service >$(DESTDIR)$(UNITDIR)/berth.service

@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/berth-run/berth/internal/shim"
 	"github.com/berth-run/berth/internal/shim/foreign"
@@ -27,6 +29,7 @@ const usage = `usage: berth-shim serve --dir DIR   serve a pod; descriptors 3 an
        berth-shim pause             be PID 1 of a shared PID namespace
        berth-shim env COMMAND       run a command with the environment that comes encoded
        berth-shim task --shim P …   run containers through another shim, with an OCI runtime's command line
+       berth-shim -namespace N -address A -id ID ACTION   be a shim of containerd's, by the program containerd-shim-berth-v1 beside this one
        berth-shim --version
 `
 
@@ -44,6 +47,8 @@ func run(args []string) int {
 		code, err := shim.Env(args[1:])
 		fmt.Fprintln(os.Stderr, "berth-shim env:", err)
 		return code
+	case len(args) > 1 && len(args[0]) > 1 && args[0][0] == '-' && args[0][1] != '-':
+		return handOver()
 	case len(args) > 0 && args[0] == "task":
 		return foreign.Main(args[1:])
 	case len(args) > 0 && args[0] == "serve":
@@ -60,6 +65,17 @@ func run(args []string) int {
 	}
 	fmt.Fprint(os.Stderr, usage)
 	return 2
+}
+
+// handOver becomes the program that speaks containerd's command line, whose flags have one dash. It returns only when it cannot.
+func handOver() int {
+	self, err := os.Executable()
+	if err == nil {
+		path := filepath.Join(filepath.Dir(self), "containerd-shim-berth-v1")
+		err = &os.PathError{Op: "run", Path: path, Err: syscall.Exec(path, os.Args, os.Environ())}
+	}
+	fmt.Fprintln(os.Stderr, "berth-shim:", err)
+	return 1
 }
 
 // dirFlag takes --dir DIR or --dir=DIR; package flag would cost every pod some pages.

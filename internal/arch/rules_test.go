@@ -52,12 +52,13 @@ var floors = []floor{
 	{path: "internal/arch", level: 9, only: []string{}, why: "it has only tests"},
 	{path: "cmd/berth", level: 9, only: []string{"internal/cli"}, why: "a main package only starts"},
 	{path: "cmd/berth-shim", level: 9, only: []string{"internal/shim", "internal/shimapi", "internal/linux"}, why: shimWhy},
+	{path: "cmd/containerd-shim-berth-v1", level: 9, only: []string{"internal/shim"}, why: shimWhy},
 	{path: "test", level: 10, why: testWhy},
 }
 
 // private are packages that not even every higher floor may import.
 var private = []door{
-	{lib: module + "internal/shim", by: []string{"cmd/berth-shim", "test"}, why: "the daemon speaks to the shim over its sockets"},
+	{lib: module + "internal/shim", by: []string{"cmd/berth-shim", "cmd/containerd-shim-berth-v1", "test"}, why: "the daemon speaks to the shim over its sockets"},
 	{lib: module + "internal/daemon", by: []string{"internal/cli", "test"}, why: "a daemon is started, not called"},
 }
 
@@ -130,6 +131,9 @@ var bans = []ban{
 		"google.golang.org/grpc/serviceconfig", "google.golang.org/grpc/internal", "google.golang.org/grpc/grpclog/internal", "google.golang.org/grpc/internal/status",
 	}},
 	{from: "cmd/berth-shim", lib: "net/http", why: fatShim},
+	{from: "cmd/berth-shim", lib: module + "internal/shim/bootstrap", why: fatShim},
+	{from: "cmd/containerd-shim-berth-v1", lib: "google.golang.org", why: "containerd starts one for each container, or pod"},
+	{from: "cmd/containerd-shim-berth-v1", lib: "net/http", why: "containerd starts one for each container, or pod"},
 	{from: "cmd/berth-shim", lib: "go.opentelemetry.io", why: fatShim},
 	{from: "cmd/berth-shim", lib: "github.com/spf13/cobra", why: fatShim},
 	{from: "cmd/berth-shim", lib: "k8s.io", why: fatShim},

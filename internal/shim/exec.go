@@ -30,10 +30,14 @@ const standInGrace = 2 * time.Second
 type exec struct {
 	id      string
 	process *process
-	clients [3]*net.UnixConn // stdin, stdout, stderr; nil: not wanted
-	lease   *net.UnixConn    // nil: the exec does not depend on its client
+	clients clients
+	lease   *net.UnixConn // nil: the exec does not depend on its client
 	tty     bool
 	size    pty.Size // for a terminal that the runtime gives none
+
+	// Of an exec that containerd has asked for; nil otherwise.
+	paths   *streamPaths
+	pending *pendingExec
 }
 
 // startExec starts the process and returns its pid.
@@ -47,17 +51,25 @@ func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
 		if e.lease != nil {
 			go e.hold(t, e.lease)
 		}
-		err = t.launchExec(e, req.Process)
+		var pid int
+		if pid, err = t.runExec(e, req.Process); err == nil {
+			return pid, nil
+		}
 	}
-	if err != nil {
+	e.clients.hangUp()
+	e.release()
+	t.removeExec(e)
+	return 0, err
+}
+
+// runExec starts the process of an exec that has its clients, and returns its pid.
+func (t *task) runExec(e *exec, process []byte) (int, error) {
+	if err := t.launchExec(e, process); err != nil {
 		e.process.closeStreams()
-		e.hangUp()
-		e.release()
-		t.removeExec(e)
 		return 0, err
 	}
 	if t.options.Native {
-		if err := e.setOOMScore(t, req.Process); err != nil {
+		if err := e.setOOMScore(t, process); err != nil {
 			t.slog.Error("an exec keeps the oom_score_adj of the container's start", "container", t.id, "exec", e.id, "err", err)
 		}
 	}
@@ -139,16 +151,6 @@ func (e *exec) connect(t *task, req *wire.ExecRequest, waiting *streams) error {
 		e.lease = conn
 	}
 	return nil
-}
-
-// hangUp closes the connections that no pump has taken over.
-func (e *exec) hangUp() {
-	for i, conn := range e.clients {
-		if conn != nil {
-			conn.Close()
-			e.clients[i] = nil
-		}
-	}
 }
 
 // release lets go of the client; again, or without a lease, it does nothing.
@@ -251,43 +253,10 @@ func consoleSize(process []byte) (size pty.Size, err error) {
 
 // wire connects the process's streams with the client's connections.
 func (e *exec) wire(s *stdio, terminal *os.File) {
-	stdin, outputs := s.stdin, s.output
-	if terminal != nil {
-		stdin, outputs[0] = terminal, terminal
-		e.process.mu.Lock()
-		e.process.terminal = terminal
-		e.process.mu.Unlock()
-		if e.size != (pty.Size{}) {
-			_ = pty.SetSize(terminal, e.size.Width, e.size.Height) // it has ended at once: the pump tells
-		}
+	if terminal != nil && e.size != (pty.Size{}) {
+		_ = pty.SetSize(terminal, e.size.Width, e.size.Height) // it has ended at once: the pump tells
 	}
-	for i, output := range outputs {
-		if output == nil {
-			continue
-		}
-		var to sink = discard{} // a terminal must be read, wanted or not
-		if conn := e.takeClient(i + 1); conn != nil {
-			to = &clientSink{conn: conn}
-		}
-		e.process.addPumps(startPump(&pump{source: output, sink: to, tty: terminal != nil, last: true}))
-	}
-	if conn := e.takeClient(0); conn != nil {
-		sink := &stdinSink{stdin: stdin, keep: terminal != nil}
-		if e.lease != nil {
-			sink.client, sink.ended, sink.aborted = conn, e.process.exited, make(chan struct{})
-		}
-		e.process.addPumps(startPump(&pump{source: conn, sink: sink, last: true}))
-	}
-}
-
-// takeClient hands the connection over to a pump.
-func (e *exec) takeClient(i int) *net.UnixConn {
-	if e.clients[i] == nil {
-		return nil
-	}
-	conn := e.clients[i]
-	e.clients[i] = nil
-	return conn
+	e.process.join(s, terminal, &e.clients, e.lease != nil)
 }
 
 // exited lets the outputs run empty and makes the exit known at once: a client that is slow to read delays
@@ -300,7 +269,7 @@ func (e *exec) exited(exit reaper.Exit) {
 			pump.drain()
 		}
 	}
-	e.hangUp()
+	e.clients.hangUp()
 	e.process.finish(exitStatus{pid: exit.PID, code: exit.Code(), signal: exit.Signal(), at: exit.At})
 }
 

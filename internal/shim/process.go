@@ -32,6 +32,8 @@ type process struct {
 	stdin     *os.File // our end; nil without one
 	pumps     []*pump
 	exit      exitStatus
+
+	news news // for containerd
 }
 
 // exitStatus is how a process ended.

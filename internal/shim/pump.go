@@ -5,13 +5,13 @@ package shim
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/fifo"
 	"github.com/berth-run/berth/internal/linux/sock"
 )
 
@@ -29,6 +29,13 @@ type source interface {
 	syscall.Conn
 	io.Closer
 	SetReadDeadline(time.Time) error
+}
+
+// end is a client's end of one of a process's streams: a connection to the stdio socket, or what containerd has named.
+type end interface {
+	source
+	io.Writer
+	SetWriteDeadline(time.Time) error
 }
 
 // sink takes what a pump reads. All but hurry and abort are called by the pump's goroutine.
@@ -55,6 +62,7 @@ type pump struct {
 	sink   sink
 	tty    bool // source is the master of a terminal
 	last   bool // end after drain; otherwise go on as long as anybody holds the other end
+	fifo   bool // source is a FIFO: it has not ended before it has had a writer
 
 	stopped atomic.Bool
 	quiet   chan struct{} // closed when all that was there at drain is in the sink
@@ -206,6 +214,9 @@ func (p *pump) read(fd uintptr) bool {
 	for errors.Is(p.failure, syscall.EINTR) {
 		p.size, p.failure = syscall.Read(int(fd), p.buffer[:])
 	}
+	if p.fifo && p.failure == nil && p.size == 0 && !fifo.Ended(fd) {
+		p.failure = syscall.EAGAIN
+	}
 	if p.failure != nil || p.size == 0 {
 		buffers.Put(p.buffer)
 		p.buffer = nil
@@ -216,7 +227,7 @@ func (p *pump) read(fd uintptr) bool {
 // clientSink sends a process's output to a client. When the client is gone the output is dropped: the
 // process goes on until somebody kills it.
 type clientSink struct {
-	conn net.Conn
+	conn end
 	gone bool
 }
 
@@ -242,7 +253,7 @@ type stdinSink struct {
 	keep  bool
 	// Of an exec with a lease: a client that is gone has not ended its input, so the process must not take half of it for all.
 	// It gets its end of file only when it has been ended, or abort is called.
-	client  *net.UnixConn // nil: no lease
+	client  end // nil: no lease
 	ended   <-chan struct{}
 	aborted chan struct{}
 	once    sync.Once

@@ -63,23 +63,32 @@ func Serve(config Config) error {
 		return err
 	}
 	defer stdio.Close()
+	s, err := newService(config.Version, config.Log)
+	if err != nil {
+		return err
+	}
+	defer s.runtime.null.Close()
+	s.streams = newStreams(config.Log)
+	s.streams.attach = s.attach
+	s.run(calls, stdio, s.methods())
+	return nil
+}
+
+// newService makes this process the parent of containers.
+func newService(version string, log *slog.Logger) (*service, error) {
 	syscall.Umask(0o022) // modes of logs and facts do not depend on the daemon's
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer null.Close()
 	reaper, err := reaper.New()
 	if err != nil {
-		return err
+		null.Close()
+		return nil, err
 	}
-	s := &service{
-		version: config.Version, log: config.Log, runtime: newOCIRuntime(reaper, null), streams: newStreams(config.Log),
-		ending: make(chan struct{}), tasks: make(map[string]*task),
-	}
-	s.streams.attach = s.attach
-	s.run(calls, stdio)
-	return nil
+	return &service{
+		version: version, log: log, runtime: newOCIRuntime(reaper, null), ending: make(chan struct{}), tasks: make(map[string]*task),
+	}, nil
 }
 
 func errNoDir(info os.FileInfo) error {
@@ -108,15 +117,17 @@ func inheritedListener(fd int) (*net.UnixListener, error) {
 	return unix, nil
 }
 
-// run serves until the end is called for.
-func (s *service) run(calls, stdio *net.UnixListener) {
+// run serves until the end is called for. stdio is nil where there are no streams.
+func (s *service) run(calls, stdio *net.UnixListener, methods map[string]rpc.Method) {
 	idle := newIdle()
-	server := rpc.NewServer(rpc.Config{Methods: s.methods(), Admit: samePeer, Log: s.log, Called: idle.called})
+	server := rpc.NewServer(rpc.Config{Methods: methods, Admit: samePeer, Log: s.log, Called: idle.called})
 	// Before anything is served: from then on no signal may end the shim by itself.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
 	go server.Serve(calls)
-	go s.streams.serve(stdio)
+	if stdio != nil {
+		go s.streams.serve(stdio)
+	}
 	for done := false; !done; {
 		select {
 		case sig := <-signals:
@@ -126,8 +137,10 @@ func (s *service) run(calls, stdio *net.UnixListener) {
 		}
 	}
 	calls.Close()
-	stdio.Close()
-	s.streams.close()
+	if stdio != nil {
+		stdio.Close()
+		s.streams.close()
+	}
 	server.Shutdown(endLimit)
 }
 

@@ -248,6 +248,9 @@ func (s *service) State(_ context.Context, req *wire.ProcessRequest) (*wire.Stat
 		return nil, err
 	}
 	resp := &wire.StateResponse{ID: req.ID, ExecID: req.ExecID, Bundle: t.bundle, PID: uint32(p.pid()), Status: wire.StatusRunning}
+	if resp.PID == 0 {
+		resp.Status = wire.StatusCreated
+	}
 	p.mu.Lock()
 	resp.Terminal = p.terminal != nil
 	p.mu.Unlock()

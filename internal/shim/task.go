@@ -19,8 +19,6 @@ import (
 )
 
 const (
-	// maxSpec bounds a bundle's config.json.
-	maxSpec = 16 << 20
 	// settleLimit is how long an exit waits for the log to take the last output.
 	settleLimit = time.Second
 	// startFailed is the exit code of a container whose start failed, as containerd has it.
@@ -65,43 +63,17 @@ type task struct {
 	outputs [2]*broadcast // stdout, or the terminal; stderr
 	input   *input        // nil: no stdin
 
+	// Of a container of containerd's: its streams, instead of those, and arguments of the runtime's create; nil otherwise.
+	paths      *streamPaths
+	clients    clients
+	createArgs []string
+
 	mu        sync.Mutex
 	phase     phase
 	paused    bool
 	cgroup    cgroup
 	oomKilled bool
 	execs     map[string]*exec
-}
-
-// taskSpec is what the shim needs to know of config.json.
-type taskSpec struct {
-	terminal    bool
-	cgroupsPath string
-}
-
-func readSpec(bundle string) (taskSpec, error) {
-	name := filepath.Join(bundle, shimapi.ConfigName)
-	info, err := os.Stat(name)
-	if err != nil {
-		return taskSpec{}, fmt.Errorf("read spec: %w", err)
-	}
-	if info.Size() > maxSpec {
-		return taskSpec{}, fmt.Errorf("read spec: %s has %d bytes, more than %d", name, info.Size(), maxSpec)
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return taskSpec{}, fmt.Errorf("read spec: %w", err)
-	}
-	var spec taskSpec
-	terminal, err := jsonField(data, "process", "terminal")
-	if err == nil {
-		spec.terminal = string(terminal) == "true"
-		spec.cgroupsPath, err = jsonString(data, "linux", "cgroupsPath")
-	}
-	if err != nil {
-		return taskSpec{}, fmt.Errorf("read spec %s: %w", name, err)
-	}
-	return spec, nil
 }
 
 // prepare opens what must be right before anything is started.
@@ -128,7 +100,7 @@ func (t *task) create() error {
 		return err
 	}
 	if !t.options.Deferred {
-		if err := t.launch("create"); err != nil {
+		if err := t.launch(append([]string{"create"}, t.createArgs...)...); err != nil {
 			err = errors.Join(err, t.cleanUp())
 			t.log.close()
 			return err
@@ -191,11 +163,19 @@ func (t *task) newStdio() (*stdio, error) {
 	if t.spec.terminal {
 		return newTerminal(t.runtime.null, t.bundle, "console.sock")
 	}
-	return newStdio(t.runtime.null, t.options, t.options.Stdin, true, true)
+	stdin, stdout, stderr := t.options.Stdin, true, true
+	if t.paths != nil {
+		stdin, stdout, stderr = t.clients.wanted()
+	}
+	return newStdio(t.runtime.null, t.options, stdin, stdout, stderr)
 }
 
-// wire connects the container's output with its log.
+// wire connects the container's output with its log, or its streams with containerd's.
 func (t *task) wire(s *stdio, terminal *os.File) {
+	if t.paths != nil {
+		t.init.join(s, terminal, &t.clients, false)
+		return
+	}
 	if terminal != nil {
 		t.init.mu.Lock()
 		t.init.terminal = terminal

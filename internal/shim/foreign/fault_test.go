@@ -42,6 +42,12 @@ func reply(conn net.Conn, header []byte, response *wire.Response) {
 	_, _ = conn.Write(append(header, body...))
 }
 
+// ttrpc's frames.
+const (
+	headerSize    = 10
+	responseFrame = 2
+)
+
 func readRequest(conn net.Conn) (header []byte, _ *wire.Request, err error) {
 	header = make([]byte, headerSize)
 	if _, err := io.ReadFull(conn, header); err != nil {

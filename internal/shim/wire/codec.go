@@ -195,6 +195,14 @@ func (c *codec) message(number int, v Message) {
 	}
 }
 
+// optional is a message that is left out when all of its fields are zero.
+func (c *codec) optional(number int, v Message) {
+	if !c.reading && len(Marshal(v)) == 0 {
+		return
+	}
+	c.message(number, v)
+}
+
 // list is a repeated message.
 func list[T any, P interface {
 	*T

@@ -44,27 +44,57 @@ func (m *BootstrapResult) fields(c *codec) {
 }
 
 // RuntimeInfo is what a shim's -info tells (containerd.types).
-type RuntimeInfo struct{ Features Any }
+type RuntimeInfo struct {
+	Name     string
+	Version  RuntimeVersion
+	Options  Any
+	Features Any
+}
 
-func (m *RuntimeInfo) fields(c *codec) { c.message(4, &m.Features) }
+func (m *RuntimeInfo) fields(c *codec) {
+	c.string(1, &m.Name)
+	c.optional(2, &m.Version)
+	c.optional(3, &m.Options)
+	c.optional(4, &m.Features)
+}
 
-// RuncOptions is containerd.runc.v1.Options, for runc's own shim.
+// RuntimeVersion is a part of RuntimeInfo.
+type RuntimeVersion struct{ Version string }
+
+func (m *RuntimeVersion) fields(c *codec) { c.string(1, &m.Version) }
+
+// RuncOptions is containerd.runc.v1.Options, for shims that drive an OCI runtime's binary.
 type RuncOptions struct {
+	NoPivotRoot   bool
+	NoNewKeyring  bool
+	ShimCgroup    string
+	IOUID, IOGID  uint32
 	BinaryName    string
 	Root          string
 	SystemdCgroup bool
 }
 
 func (m *RuncOptions) fields(c *codec) {
+	c.bool(1, &m.NoPivotRoot)
+	c.bool(2, &m.NoNewKeyring)
+	c.string(3, &m.ShimCgroup)
+	c.uint32(4, &m.IOUID)
+	c.uint32(5, &m.IOGID)
 	c.string(6, &m.BinaryName)
 	c.string(7, &m.Root)
 	c.bool(9, &m.SystemdCgroup)
 }
 
 // RuntimeOptions is runtimeoptions.v1.Options, for all others.
-type RuntimeOptions struct{ ConfigPath string }
+type RuntimeOptions struct {
+	ConfigPath string
+	ConfigBody []byte
+}
 
-func (m *RuntimeOptions) fields(c *codec) { c.string(2, &m.ConfigPath) }
+func (m *RuntimeOptions) fields(c *codec) {
+	c.string(2, &m.ConfigPath)
+	c.bytes(3, &m.ConfigBody)
+}
 
 // ExecProcessRequest is Task v3's: it makes a process that Start then starts.
 type ExecProcessRequest struct {

@@ -31,11 +31,26 @@ const (
 	StatusPaused  Status = 4
 )
 
+// Mount is one of a root file system's mounts (containerd.types.Mount).
+type Mount struct {
+	Type    string
+	Source  string
+	Target  string // below the root file system
+	Options []string
+}
+
+func (m *Mount) fields(c *codec) {
+	c.string(1, &m.Type)
+	c.string(2, &m.Source)
+	c.string(3, &m.Target)
+	c.strings(4, &m.Options)
+}
+
 // CreateTaskRequest makes a container.
 type CreateTaskRequest struct {
 	ID               string
 	Bundle           string
-	Rootfs           []Empty // only whether there is any
+	Rootfs           []Mount
 	Terminal         bool
 	Stdin            string
 	Stdout           string
@@ -109,6 +124,9 @@ type StateResponse struct {
 	Bundle     string
 	PID        uint32
 	Status     Status
+	Stdin      string
+	Stdout     string
+	Stderr     string
 	Terminal   bool
 	ExitStatus uint32
 	ExitedAt   time.Time
@@ -120,6 +138,9 @@ func (m *StateResponse) fields(c *codec) {
 	c.string(2, &m.Bundle)
 	c.uint32(3, &m.PID)
 	c.int32(4, (*int32)(&m.Status))
+	c.string(5, &m.Stdin)
+	c.string(6, &m.Stdout)
+	c.string(7, &m.Stderr)
 	c.bool(8, &m.Terminal)
 	c.uint32(9, &m.ExitStatus)
 	c.time(10, &m.ExitedAt)

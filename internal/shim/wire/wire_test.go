@@ -28,11 +28,11 @@ var pairs = []struct {
 }{
 	{
 		&CreateTaskRequest{
-			ID: "id", Bundle: "/b", Rootfs: make([]Empty, 2), Terminal: true, Stdin: "i", Stdout: "o", Stderr: "e",
+			ID: "id", Bundle: "/b", Rootfs: []Mount{{}, {"overlay", "s", "t", []string{"ro", "a=b"}}}, Terminal: true, Stdin: "i", Stdout: "o", Stderr: "e",
 			Checkpoint: "c", ParentCheckpoint: "p", Options: Any{"url", []byte{0, 1, 255}},
 		},
 		&task.CreateTaskRequest{
-			Id: "id", Bundle: "/b", Rootfs: []*types.Mount{{}, {}}, Terminal: true, Stdin: "i", Stdout: "o", Stderr: "e",
+			Id: "id", Bundle: "/b", Rootfs: []*types.Mount{{}, {Type: "overlay", Source: "s", Target: "t", Options: []string{"ro", "a=b"}}}, Terminal: true, Stdin: "i", Stdout: "o", Stderr: "e",
 			Checkpoint: "c", ParentCheckpoint: "p", Options: &anypb.Any{TypeUrl: "url", Value: []byte{0, 1, 255}},
 		},
 	},
@@ -52,8 +52,8 @@ var pairs = []struct {
 	{&DeleteResponse{}, &task.DeleteResponse{}},
 	{&ResizePtyRequest{"id", "exec", 80, 24}, &task.ResizePtyRequest{Id: "id", ExecId: "exec", Width: 80, Height: 24}},
 	{
-		&StateResponse{"id", "/b", 9, StatusPaused, true, 255, at, "exec"},
-		&task.StateResponse{Id: "id", Bundle: "/b", Pid: 9, Status: 4, Terminal: true, ExitStatus: 255, ExitedAt: timestamppb.New(at), ExecId: "exec"},
+		&StateResponse{"id", "/b", 9, StatusPaused, "i", "o", "e", true, 255, at, "exec"},
+		&task.StateResponse{Id: "id", Bundle: "/b", Pid: 9, Status: 4, Stdin: "i", Stdout: "o", Stderr: "e", Terminal: true, ExitStatus: 255, ExitedAt: timestamppb.New(at), ExecId: "exec"},
 	},
 	{&KillRequest{"id", "exec", 9, true}, &task.KillRequest{Id: "id", ExecId: "exec", Signal: 9, All: true}},
 	{&CloseIORequest{"id", "exec", true}, &task.CloseIORequest{Id: "id", ExecId: "exec", Stdin: true}},
