@@ -94,6 +94,9 @@ func (c steadyConn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)
+	if err == nil {
+		err = c.SetWriteDeadline(time.Time{}) // else an idle daemon would wake up for it
+	}
 	if err != nil {
 		c.Close()
 	}

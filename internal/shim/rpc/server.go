@@ -326,6 +326,9 @@ func (c *conn) answer(stream uint32, message wire.Message, err error) {
 	if failure == nil {
 		_, failure = c.client.Write(frame)
 	}
+	if failure == nil { // else an idle shim would wake up for it
+		failure = c.client.SetWriteDeadline(time.Time{})
+	}
 	if c.broken = failure != nil; c.broken { // half an answer cannot be mended
 		c.client.Close()
 	}
