@@ -80,6 +80,7 @@ var doors = []door{
 	{"github.com/containerd/containerd/v2/core/runtime/v2", nil, "it keeps tasks in containerd's own state; we speak the shim protocol ourselves"},
 	{"github.com/containerd/plugin", nil, "parts are built in daemon, in the open; no registry hands them out"},
 	{"github.com/containerd/containerd/api/services", nil, "they are containerd's own API"},
+	{"github.com/containerd/containerd/api/services/snapshots", []string{"internal/image"}, "remote snapshotters are asked by whom layers belong to"},
 	{"github.com/containerd/continuity", []string{"internal/image"}, "only what fills volumes from images copies trees of files"},
 	{"github.com/erofs/go-erofs", []string{"internal/image"}, "layers' blobs are written and read in one place"},
 	{"github.com/sigstore", []string{"internal/image/trust"}, "what a signature is worth is decided in one place"},

@@ -208,6 +208,7 @@ func Validate(c *Config) Problems {
 // validateTogether checks what no key can tell alone.
 func validateTogether(c *Config) Problems {
 	var found Problems
+	found = append(found, validateSnapshotters(c)...)
 	if c.Runtimes[c.DefaultRuntime] == nil {
 		var known []string
 		for name := range c.Runtimes {

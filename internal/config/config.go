@@ -35,21 +35,23 @@ type Config struct {
 	// SELinux labels pods where the kernel has SELinux and its policy labels for containers.
 	SELinux bool
 
-	Log       Log
-	Network   Network
-	Registry  Registry
-	Images    Images
-	Runtimes  map[string]*Runtime
-	Shim      Shim
-	Cgroup    Cgroup
-	Exec      Exec
-	Streaming Streaming
-	Metrics   Metrics
-	Tracing   Tracing
-	NRI       NRI
-	CDI       CDI
-	Hooks     Hooks
-	QoS       QoS
+	Log      Log
+	Network  Network
+	Registry Registry
+	Images   Images
+	// Snapshotters are remote ones, that images.snapshotter may name.
+	Snapshotters map[string]*Snapshotter
+	Runtimes     map[string]*Runtime
+	Shim         Shim
+	Cgroup       Cgroup
+	Exec         Exec
+	Streaming    Streaming
+	Metrics      Metrics
+	Tracing      Tracing
+	NRI          NRI
+	CDI          CDI
+	Hooks        Hooks
+	QoS          QoS
 }
 
 // Log says what the daemon logs to its standard error.
@@ -82,7 +84,7 @@ type Registry struct {
 
 // Images says how the node keeps images.
 type Images struct {
-	// Snapshotter is the form in which new layers are kept: "auto", "erofs" or "overlayfs".
+	// Snapshotter is the form in which new layers are kept: "auto", "erofs" or "overlayfs", or the name of one of Snapshotters.
 	Snapshotter string
 	// KeepLayers keeps compressed layers after they are unpacked.
 	KeepLayers bool
@@ -96,6 +98,14 @@ type Images struct {
 	SignaturePolicy string
 	// UnpackTimeout bounds the unpacking of one layer.
 	UnpackTimeout time.Duration
+}
+
+// Snapshotter is a remote snapshotter: a daemon that serves containerd's snapshots API.
+type Snapshotter struct {
+	// Address is its unix socket.
+	Address string
+	// Timeout bounds each of its answers.
+	Timeout time.Duration
 }
 
 // ConfigPaths is ConfigPath as the list of folders that it is.
@@ -253,14 +263,15 @@ func base() *Config {
 			CredentialFiles:        []string{},
 			StallTimeout:           60 * time.Second,
 		},
-		SELinux:   true,
-		Images:    Images{Snapshotter: "auto", Sync: true, Pinned: []string{}, UnpackTimeout: time.Hour},
-		Runtimes:  map[string]*Runtime{"runc": newRuntime()},
-		Cgroup:    Cgroup{Driver: "auto", Parent: "berth"},
-		Exec:      Exec{SyncOutputLimit: MaxSyncOutput},
-		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: 4 * time.Hour, CreationTimeout: 30 * time.Second, MaxSessions: 1000},
-		Hooks:     Hooks{Dirs: []string{}},
-		CDI:       CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		SELinux:      true,
+		Images:       Images{Snapshotter: "auto", Sync: true, Pinned: []string{}, UnpackTimeout: time.Hour},
+		Snapshotters: map[string]*Snapshotter{},
+		Runtimes:     map[string]*Runtime{"runc": newRuntime()},
+		Cgroup:       Cgroup{Driver: "auto", Parent: "berth"},
+		Exec:         Exec{SyncOutputLimit: MaxSyncOutput},
+		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: 4 * time.Hour, CreationTimeout: 30 * time.Second, MaxSessions: 1000},
+		Hooks:        Hooks{Dirs: []string{}},
+		CDI:          CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		NRI: NRI{
 			Socket:              "/var/run/nri/nri.sock",
 			PluginDir:           "/opt/nri/plugins",

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// anyName stands for the free part of a key: the name of a runtime.
+// anyName stands for the free part of a key: the name of a runtime or snapshotter.
 const anyName = "*"
 
 // key is one line of the file: what it is called, what it means, where its value is kept and which values it takes.
@@ -72,8 +72,8 @@ var keys = []key{
 	{path: "registry.stall_timeout", doc: "A download that brings no byte for this long is given up and tried again.",
 		at: func(c *Config, _ string) any { return &c.Registry.StallTimeout }, check: lasting(time.Second, time.Hour)},
 
-	{path: "images.snapshotter", doc: "How layers are kept that are pulled from now on. erofs: one EROFS file each; overlayfs: folders; auto: erofs where the kernel mounts files (Linux 6.12).",
-		at: func(c *Config, _ string) any { return &c.Images.Snapshotter }, check: oneOf("auto", "erofs", "overlayfs")},
+	{path: "images.snapshotter", doc: "How layers are kept that are pulled from now on. erofs: one EROFS file each; overlayfs: folders; auto: erofs where the kernel mounts files (Linux 6.12); NAME: by a remote snapshotter, of which a table [snapshotters.NAME] says the address.",
+		at: func(c *Config, _ string) any { return &c.Images.Snapshotter }, check: handler},
 	{path: "images.keep_layers", doc: "Keep compressed layers after they are unpacked: export is exact then, and an image takes up to half as much space again.",
 		at: func(c *Config, _ string) any { return &c.Images.KeepLayers }, check: anything},
 	{path: "images.sync", doc: "Wait until the disk has all of an image before it is used; false: quicker, but a power cut can leave empty files in it.",
@@ -86,6 +86,11 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.Images.Pinned }, check: patterns},
 	{path: "images.socket", doc: "A second unix socket, for the CRI's ImageService alone; mode and group as the first's. Empty: none.",
 		at: func(c *Config, _ string) any { return &c.Images.Socket }, check: optional(socket)},
+
+	{path: "snapshotters.*.address", doc: "Unix socket of a remote snapshotter (stargz, SOCI, nydus), which serves containerd's snapshots API; see docs/artifacts-and-snapshotters.md.",
+		at: func(c *Config, name string) any { return &c.remote(name).Address }, check: socket},
+	{path: "snapshotters.*.timeout", doc: "How long it may take for an answer. Pulls of its images fail then; nothing else waits for it.",
+		at: func(c *Config, name string) any { return &c.remote(name).Timeout }, check: lasting(time.Second, 10*time.Minute)},
 
 	{path: "runtimes.*.type", doc: "How the runtime is driven. oci: a program with runc's command line; shim: one that speaks containerd's shim protocol.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Type }, check: oneOf("oci", "shim")},
@@ -210,6 +215,32 @@ func (c *Config) runtime(name string) *Runtime {
 	return r
 }
 
+// remote is the table of the snapshotter of that name, made with its defaults if it is new.
+func (c *Config) remote(name string) *Snapshotter {
+	s := c.Snapshotters[name]
+	if s == nil {
+		s = &Snapshotter{Timeout: 30 * time.Second}
+		c.Snapshotters[name] = s
+	}
+	return s
+}
+
+// free are the names that stand for anyName in a key, and add makes one.
+func (c *Config) free(table string) []string {
+	if table == "snapshotters" {
+		return slices.Sorted(maps.Keys(c.Snapshotters))
+	}
+	return slices.Sorted(maps.Keys(c.Runtimes))
+}
+
+func (c *Config) add(table, name string) {
+	if table == "snapshotters" {
+		c.remote(name)
+	} else {
+		c.runtime(name)
+	}
+}
+
 // field is a key of one Config: a runtime's key stands once for each runtime.
 type field struct {
 	key
@@ -228,20 +259,20 @@ func (f field) leaf() string {
 	return leaf
 }
 
-// fields are all keys of c in the default file's order, the runtimes in name order.
+// fields are all keys of c in the default file's order, the runtimes and snapshotters in name order.
 func (c *Config) fields() []field {
-	names := slices.Sorted(maps.Keys(c.Runtimes))
 	var all []field
 	for i := 0; i < len(keys); i++ {
 		if !strings.Contains(keys[i].path, anyName) {
 			all = append(all, field{keys[i], keys[i].path, keys[i].at(c, "")})
 			continue
 		}
+		table, _, _ := strings.Cut(keys[i].path, ".")
 		block := i
-		for block < len(keys) && strings.Contains(keys[block].path, anyName) {
+		for block < len(keys) && strings.HasPrefix(keys[block].path, table+"."+anyName) {
 			block++
 		}
-		for _, name := range names {
+		for _, name := range c.free(table) {
 			for _, k := range keys[i:block] {
 				all = append(all, field{k, strings.Replace(k.path, anyName, name, 1), k.at(c, name)})
 			}

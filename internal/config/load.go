@@ -175,13 +175,13 @@ func (l *loader) set(path []string, v any, origin string) (map[string]any, *Prob
 		if err := handler(free); err != nil {
 			return nil, &Problem{Key: name, Text: err.Error()}
 		}
-		l.cfg.runtime(free)
+		l.cfg.add(path[0], free)
 	}
 	if table {
 		return sub, nil
 	}
 	// Into a scratch copy first: a value that is refused must not take part in the checks of the whole.
-	scratch := k.at(&Config{Runtimes: map[string]*Runtime{}}, free)
+	scratch := k.at(&Config{Runtimes: map[string]*Runtime{}, Snapshotters: map[string]*Snapshotter{}}, free)
 	if err := assign(scratch, v); err != nil {
 		return nil, &Problem{Key: name, Text: err.Error()}
 	}

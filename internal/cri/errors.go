@@ -40,6 +40,7 @@ var classes = []struct {
 	{image.ErrRefused, codes.PermissionDenied},
 	{image.ErrUnauthorized, codes.Unauthenticated},
 	{image.ErrUnavailable, codes.Unavailable},
+	{image.ErrSnapshotter, codes.Unavailable},
 	{image.ErrCorrupt, codes.DataLoss},
 	{image.ErrLayersDropped, codes.FailedPrecondition},
 	{image.ErrNoSpace, codes.ResourceExhausted},

@@ -278,6 +278,9 @@ func (d *daemon) imageConfig() image.Config {
 		MaxPerRegistry: c.Registry.MaxPerRegistry, LayerConnections: c.Registry.LayerConnections, CredentialFiles: c.Registry.CredentialFiles,
 		UnpackTimeout: c.Images.UnpackTimeout, PolicyFile: c.Images.SignaturePolicy,
 		Snapshotter: c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
+	for name, s := range c.Snapshotters {
+		out.Remotes = append(out.Remotes, image.Remote{Name: name, Address: s.Address, Timeout: s.Timeout})
+	}
 	if d.measures() {
 		out.Pulled, out.Collected = d.metrics.Pulled, d.metrics.Collected
 	}

@@ -24,6 +24,8 @@ const (
 
 // chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
 type chain struct {
+	remote  *remoteSnapshotter // has the layers, id of which is their chain ID; folders and links are empty then
+	id      string
 	folders []string // of the layers, topmost first
 	links   []string // their names in the folder of links
 	users   int
@@ -33,7 +35,7 @@ type chain struct {
 	old    []*lower   // those that were, before one of them was found damaged: containers may be about to mount them
 }
 
-// holdChain returns an image's layers and notes the container as a user.
+// holdChain returns the layers with that chainKey and notes the container as a user.
 func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chain, error) {
 	// Two containers of one image may come at once; the view is made by one of them.
 	if err := s.locks.Lock(ctx, viewKey+chainID); err != nil {
@@ -44,12 +46,8 @@ func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chai
 	c := s.chains[chainID]
 	s.mu.Unlock()
 	if c == nil {
-		lower, err := s.view(scoped(ctx), chainID)
-		if err != nil {
-			return nil, err
-		}
-		c = &chain{folders: lower}
-		if c.links, err = s.link(lower); err != nil {
+		var err error
+		if c, err = s.makeChain(ctx, chainID); err != nil {
 			return nil, err
 		}
 	}
@@ -147,7 +145,7 @@ func (s *Store) forgetLayer(folder string) {
 // releaseChain drops the view of a chain that neither an image nor a container needs, so that the collector can have its layers.
 func (s *Store) releaseChain(ctx context.Context, chainID string) error {
 	for _, im := range s.index.Load().byID {
-		if im.ChainID == chainID {
+		if im.chainKey() == chainID {
 			return nil
 		}
 	}
@@ -165,7 +163,13 @@ func (s *Store) releaseChain(ctx context.Context, chainID string) error {
 	if needed {
 		return nil
 	}
-	if err := s.snapshots.Remove(scoped(ctx), viewKey+chainID); err != nil && !errdefs.IsNotFound(err) {
+	views, id := s.snapshots, chainID
+	if r, at, err := s.place(chainID); err != nil {
+		return nil // with the snapshotter, if it is ever configured again
+	} else if r != nil {
+		views, id = r.snapshots, at
+	}
+	if err := views.Remove(scoped(ctx), viewKey+id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("release layers %s: %w", chainID, err)
 	}
 	s.collectSoon()

@@ -72,6 +72,7 @@ type checking struct {
 	tops   map[string]string
 	broken map[string]struct{} // references of images with damage
 	told   map[string]struct{} // objects that were reported
+	asked  map[string]bool     // chainKeys that remote snapshotters were asked for
 }
 
 // Check reads all that is kept of images, past the page cache, and compares it with its checksums; what is damaged is quarantined. Images that
@@ -82,7 +83,7 @@ func (s *Store) Check(ctx context.Context, r CheckRequest) (CheckResult, error) 
 	}
 	defer s.locks.Unlock("check")
 	ctx = scoped(ctx)
-	c := &checking{s: s, r: r, owners: map[string][]string{}, tops: map[string]string{}, broken: map[string]struct{}{}, told: map[string]struct{}{}}
+	c := &checking{s: s, r: r, owners: map[string][]string{}, tops: map[string]string{}, broken: map[string]struct{}{}, told: map[string]struct{}{}, asked: map[string]bool{}}
 	for _, step := range []func(context.Context) error{c.records, c.images, c.blobs, c.layers, c.repair} {
 		if err := step(ctx); err != nil {
 			return c.CheckResult, fmt.Errorf("check images: %w", err)
@@ -135,7 +136,13 @@ func (c *checking) images(ctx context.Context) error {
 		if _, ok := listed[im.Name]; !ok {
 			c.broken[im.Name] = struct{}{}
 		}
-		c.tops[im.Name] = t.top()
+		if id, ok := listed[im.Name]; ok && c.s.index.Load().byID[id].Snapshotter != "" {
+			if err := c.remoteLayers(ctx, *c.s.index.Load().byID[id], im.Name); err != nil {
+				return err
+			}
+		} else {
+			c.tops[im.Name] = t.top()
+		}
 		for i := range t.layers {
 			own(t.layers[i].Digest.String())
 			own(t.chain[i].String())

@@ -121,19 +121,30 @@ type unpacked struct {
 	close   func() error
 }
 
+// unpackSlot waits for a turn to unpack a layer. Only from then on time is limited: what a layer waits for before, the network and others, has
+// other limits.
+func (u *unpacking) unpackSlot(ctx context.Context) (context.Context, func(), error) {
+	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
+		return nil, nil, err
+	}
+	u.progress.at("unpack")
+	cancel := func() {}
+	if limit := u.s.cfg.UnpackTimeout; limit > 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s: %w", limit, ErrUnavailable))
+	}
+	return ctx, func() {
+		cancel()
+		u.s.unpacks.Release(1)
+	}, nil
+}
+
 // unpackInto unpacks a layer that is here into the snapshot with that folder.
 func (u *unpacking) unpackInto(ctx context.Context, i int, folder string) (unpacked, error) {
-	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
+	ctx, done, err := u.unpackSlot(ctx)
+	if err != nil {
 		return unpacked{}, err
 	}
-	defer u.s.unpacks.Release(1)
-	u.progress.at("unpack")
-	// Only now: what a layer waits for before, the network and others, has other limits.
-	if limit := u.s.cfg.UnpackTimeout; limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s: %w", limit, ErrUnavailable))
-		defer cancel()
-	}
+	defer done()
 	l, err := u.unpackNow(ctx, i, folder)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), err)

@@ -118,9 +118,11 @@ func (s *Store) GC(ctx context.Context) error {
 }
 
 func (s *Store) gc(ctx context.Context) error {
+	s.remind(ctx)
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
+	s.countRemotes(ctx)
 	return errors.Join(s.sweepLinks(), s.count(ctx))
 }
 
@@ -182,7 +184,12 @@ func (s *Store) FSInfo(context.Context) (FSInfo, error) {
 	if err := syscall.Statfs(s.cfg.Root, &st); err != nil {
 		return FSInfo{}, fmt.Errorf("image file system %s: %w", s.cfg.Root, err)
 	}
-	u := s.used.Load()
+	u := *s.used.Load()
+	for _, r := range s.remotes {
+		if at := r.used.Load(); at != nil {
+			u.bytes, u.inodes = u.bytes+at.bytes, u.inodes+at.inodes
+		}
+	}
 	device, _ := host.BlockDeviceOf(s.cfg.Root)
 	return FSInfo{Mountpoint: s.cfg.Root, Device: device, UsedBytes: u.bytes, InodesUsed: u.inodes, CapacityBytes: int64(st.Blocks) * st.Bsize,
 		AvailableBytes: int64(st.Bavail) * st.Bsize, Inodes: int64(st.Files), InodesFree: int64(st.Ffree), Timestamp: time.Now()}, nil

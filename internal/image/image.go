@@ -15,6 +15,8 @@ import (
 )
 
 var (
+	// ErrSnapshotter: a remote snapshotter is down, hangs or is out of order; trying later may help.
+	ErrSnapshotter = errors.New("snapshotter unavailable")
 	// ErrNotFound: no such image, here or in the registry.
 	ErrNotFound = errors.New("image not found")
 	// ErrInvalidReference: what was given cannot name an image.
@@ -55,6 +57,8 @@ type Image struct {
 	// ChainID names its unpacked layers, Layers counts them.
 	ChainID string
 	Layers  int
+	// Snapshotter is the remote one that has its layers; empty: the store itself.
+	Snapshotter string
 	// Artifact is the type of an OCI artifact, which can be mounted, not run; empty for container images.
 	Artifact string
 	// Pinned images are not collected by the kubelet.

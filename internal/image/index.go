@@ -100,18 +100,32 @@ func (s *Store) describe(ctx context.Context, target ocispec.Descriptor) (*Image
 	if config.Created != nil {
 		im.Created = *config.Created
 	}
-	if im.ChainID != "" {
-		if _, err := s.snapshots.Stat(ctx, im.ChainID); err != nil {
-			return nil, fmt.Errorf("unpacked layers: %w", err)
+	r, err := s.placeOf(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if r != nil {
+		im.Snapshotter = r.Name
+	} else if err := s.complete(ctx, t); err != nil {
+		return nil, err
+	}
+	im.UID, im.Username, err = parseUser(config.Config.User)
+	return im, err
+}
+
+// complete tells whether the store has all of an image's layers.
+func (s *Store) complete(ctx context.Context, t *tree) error {
+	if t.top() != "" {
+		if _, err := s.snapshots.Stat(ctx, t.top()); err != nil {
+			return fmt.Errorf("unpacked layers: %w", err)
 		}
 	}
 	for _, c := range t.chain {
 		if err := s.whole(ctx, c); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	im.UID, im.Username, err = parseUser(config.Config.User)
-	return im, err
+	return nil
 }
 
 // parseUser splits an image's user. All digits are a number and never a name: a number out of range is an
@@ -234,7 +248,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err := s.refresh(ctx); err != nil {
 		return err
 	}
-	if err := s.releaseChain(ctx, im.ChainID); err != nil {
+	if err := s.releaseChain(ctx, im.chainKey()); err != nil {
 		return err
 	}
 	s.log.Info("image is removed", "id", im.ID, "references", slices.Concat(im.RepoTags, im.RepoDigests))

@@ -3,6 +3,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -66,12 +67,16 @@ func (s *Store) sweepLinks() error {
 }
 
 // overlay mounts the layers of an image, read-only.
-func (s *Store) overlay(c *chain, owner *Owner) (mount.Overlay, error) {
+func (s *Store) overlay(ctx context.Context, c *chain, owner *Owner) (mount.Overlay, error) {
 	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Options: s.options}
 	if owner != nil {
 		o.UserNS = owner.UserNS
 	}
 	var err error
+	if c.remote != nil {
+		o.Mounts, err = s.openRemote(ctx, c)
+		return o, err
+	}
 	if o.Mounts, err = s.openChain(c); o.Mounts != nil {
 		o.Layers = nil
 	}

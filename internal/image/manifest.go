@@ -3,6 +3,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -38,7 +39,9 @@ type tree struct {
 	// artifact is the type of an OCI artifact; empty for container images. Its layers are files with these names; unnamed ones are none.
 	artifact string
 	names    []string
-	unnamed  []ocispec.Descriptor
+	// snapshotter has the layers; empty: the store.
+	snapshotter string
+	unnamed     []ocispec.Descriptor
 }
 
 // id is what the image is known by: the digest of its configuration. Artifacts share theirs, which is empty most often, so it is the manifest's.
@@ -73,7 +76,7 @@ func (t *tree) labels(keepLayers bool) []blobLabel {
 	}
 	all = append(all, blobLabel{t.manifest.Digest, ref + "content.config", t.config.Digest.String()})
 	if t.top() != "" {
-		all = append(all, blobLabel{t.id(), ref + "snapshot." + overlayfs, t.top()})
+		all = append(all, blobLabel{t.id(), gcRefPrefix + cmp.Or(t.snapshotter, overlayfs), t.top()})
 	}
 	if keepLayers {
 		for i, l := range slices.Concat(t.layers, t.unnamed) {

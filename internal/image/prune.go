@@ -83,6 +83,9 @@ func (s *Store) parts(ctx context.Context, im Image, f func(id digest.Digest, by
 		}
 		s.counting.Lock()
 		sizes := s.sizes
+		if r := s.remotes[im.Snapshotter]; r != nil {
+			sizes = r.sizes
+		}
 		s.counting.Unlock()
 		for _, c := range t.chain {
 			f(c, sizes[c.String()].bytes)

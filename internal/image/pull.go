@@ -208,7 +208,7 @@ func classify(err error) error {
 	class := error(nil)
 	switch {
 	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnsupported), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnauthorized), errors.Is(err, ErrUnavailable),
-		errors.Is(err, ErrRefused):
+		errors.Is(err, ErrRefused), errors.Is(err, ErrSnapshotter):
 	case outOfSpace(err):
 		class = ErrNoSpace
 	case errors.Is(err, errAbandoned), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -24,8 +24,8 @@ const (
 // rootfsRecord lies in a container's folder: it tells a later life which layers the container stands on.
 type rootfsRecord struct {
 	ImageID string   `json:"image_id"`
-	ChainID string   `json:"chain_id"`
-	Volumes []string `json:"volumes,omitempty"` // chain IDs
+	ChainID string   `json:"chain_id"`          // with the snapshotter, see chainKey
+	Volumes []string `json:"volumes,omitempty"` // the same of each
 }
 
 // PrepareRootfs makes a container's writable layer over its image's layers and says how to mount them, and its image volumes. It costs
@@ -54,8 +54,8 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		return Rootfs{}, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: im.ChainID}
-	if out.Root, err = s.overlay(c, r.Owner); err != nil {
+	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: im.chainKey()}
+	if out.Root, err = s.overlay(ctx, c, r.Owner); err != nil {
 		return Rootfs{}, err
 	}
 	out.Root.Upper, out.Root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
@@ -64,7 +64,7 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		if err != nil {
 			return Rootfs{}, err
 		}
-		volume, err := s.overlay(c, r.Owner)
+		volume, err := s.overlay(ctx, c, r.Owner)
 		if err != nil {
 			return Rootfs{}, err
 		}
@@ -73,7 +73,7 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		} else {
 			volume.Layers = append(volume.Layers, emptyName)
 		}
-		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, im.ChainID)
+		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, im.chainKey())
 	}
 	return out, makeWritable(dir, rec, r.Owner)
 }
@@ -83,7 +83,7 @@ func (s *Store) holdImage(ctx context.Context, id, container string) (Image, *ch
 	if err != nil {
 		return Image{}, nil, err
 	}
-	c, err := s.holdChain(ctx, im.ChainID, container)
+	c, err := s.holdChain(ctx, im.chainKey(), container)
 	if err != nil {
 		return Image{}, nil, fmt.Errorf("layers of image %s: %w", im.ID, err)
 	}

@@ -51,6 +51,9 @@ const (
 	maxUnpacks = 4
 )
 
+// ownForms are the snapshotters that are no remote ones.
+var ownForms = []string{"", "auto", erofsForm, overlayfs}
+
 // Config says where the store is and how it pulls.
 type Config struct {
 	// Root holds content, metadata and snapshots; Rootfs the writable layers of containers. Both on one file system.
@@ -76,7 +79,9 @@ type Config struct {
 	// SkipSync records images without waiting for the disk: quicker, but a power cut can leave empty files in them.
 	SkipSync bool
 	// Snapshotter is the form in which new layers are kept: "erofs", "overlayfs", or "auto", which is "erofs" where the kernel can.
+	// It may also name one of Remotes, which then has the layers of images that are pulled.
 	Snapshotter string
+	Remotes     []Remote
 	// Pulled and Collected, if set, are told of each pull and collection. They must not block.
 	Pulled    func(PullReport)
 	Collected func(took time.Duration, err error)
@@ -93,10 +98,15 @@ func (c Config) Validate() error {
 		return errors.New("image store: overlayfs takes no folder with a comma, colon or backslash")
 	case c.MaxConcurrentDownloads < 1:
 		return errors.New("image store: at least one download at a time is needed")
-	case !slices.Contains([]string{"", "auto", erofsForm, overlayfs}, c.Snapshotter):
-		return fmt.Errorf("image store: snapshotter %q is none of auto, erofs, overlayfs", c.Snapshotter)
+	case !slices.Contains(ownForms, c.Snapshotter) && !slices.ContainsFunc(c.Remotes, func(r Remote) bool { return r.Name == c.Snapshotter }):
+		return fmt.Errorf("image store: snapshotter %q is none of auto, erofs, overlayfs, nor a remote one", c.Snapshotter)
 	case c.StallTimeout <= 0:
 		return errors.New("image store: the stall timeout must be positive")
+	}
+	for _, r := range c.Remotes {
+		if r.Name == "" || slices.Contains(ownForms, r.Name) || strings.Contains(r.Name, remoteParted) || !filepath.IsAbs(r.Address) || r.Timeout <= 0 {
+			return fmt.Errorf("image store: remote snapshotter %q: a name of its own, an absolute address and a timeout are needed", r.Name)
+		}
 	}
 	for _, p := range c.Pinned {
 		if _, err := path.Match(p, ""); err != nil {
@@ -121,6 +131,7 @@ type Store struct {
 	snapshots snapshots.Snapshotter
 	// raw is the snapshotter below the metadata, closed at the end.
 	raw      snapshots.Snapshotter
+	remotes  map[string]*remoteSnapshotter
 	platform platforms.MatchComparer
 
 	certsDirs          atomic.Pointer[[]string]
@@ -171,6 +182,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", cfg.Root, err)
+	}
+	for _, r := range s.remotes {
+		r.ready.Store(true)
 	}
 	s.work.Go(s.collectGarbage)
 	go func() {
@@ -295,12 +309,20 @@ func (s *Store) openDatabases(ctx context.Context) error {
 	if s.bolt, err = bolt.Open(filepath.Join(s.cfg.Root, "metadata.db"), 0o600, &options); err != nil {
 		return fmt.Errorf("metadata.db: %w", err)
 	}
-	s.db = metadata.NewDB(s.bolt, s.blobs, map[string]snapshots.Snapshotter{overlayfs: s.raw})
+	all, err := s.connectRemotes()
+	if err != nil {
+		return err
+	}
+	all[overlayfs] = s.raw
+	s.db = metadata.NewDB(s.bolt, s.blobs, all)
 	if err := s.db.Init(ctx); err != nil {
 		return fmt.Errorf("metadata.db: %w", err)
 	}
 	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	s.snapshots = s.db.Snapshotter(overlayfs)
+	for name, r := range s.remotes {
+		r.snapshots = s.db.Snapshotter(name)
+	}
 	return nil
 }
 
@@ -358,7 +380,7 @@ func (s *Store) Close() error {
 	if s.raw != nil {
 		errs = append(errs, s.raw.Close())
 	}
-	errs = append(errs, s.lowers.closeAll())
+	errs = append(errs, s.closeRemotes(), s.lowers.closeAll())
 	if s.empty != nil {
 		errs = append(errs, ignore(s.empty.Close(), os.ErrClosed))
 	}

@@ -39,6 +39,9 @@ type unpacking struct {
 func (p *puller) unpack(ctx context.Context, t *tree) error {
 	u := &unpacking{puller: p, t: t, committed: make([]chan struct{}, len(t.layers))}
 	p.progress.layers.Store(int64(len(t.layers)))
+	if r := p.snapshotter(t); r != nil {
+		return u.unpackRemote(ctx, r)
+	}
 	first, err := u.known(ctx)
 	if err != nil {
 		return fmt.Errorf("unpack: %w", err)

@@ -56,11 +56,15 @@ var idleGoroutines = sync.OnceValues(func() (map[string]int, error) {
 // that just ended, a timer.
 const spare = 2
 
-// A daemon that sends traces has one gRPC client.
+// A daemon that sends traces has one gRPC client, and one more for each remote snapshotter.
 const (
-	collectorOrigin     = "google.golang.org/grpc/internal/grpcsync.NewCallbackSerializer"
-	collectorGoroutines = 3
+	clientOrigin     = "google.golang.org/grpc/internal/grpcsync.NewCallbackSerializer"
+	clientGoroutines = 3
 )
+
+func (d *Daemon) clients() int {
+	return strings.Count(d.Spec.Config, "[tracing]") + strings.Count(d.Spec.Config, "[snapshotters.")
+}
 
 // checkGoroutines ends the daemon and fails the test when it has goroutines that its pods must have left behind.
 func (d *Daemon) checkGoroutines(tb testing.TB) {
@@ -79,7 +83,7 @@ func (d *Daemon) checkGoroutines(tb testing.TB) {
 		return
 	}
 	for from, n := range now {
-		if from == collectorOrigin && n <= collectorGoroutines && strings.Contains(d.Spec.Config, "[tracing]") {
+		if from == clientOrigin && n <= d.clients()*clientGoroutines {
 			continue
 		}
 		if strings.HasPrefix(from, "runtime.") || strings.HasPrefix(from, "net/http.") || n <= idle[from]+spare {

@@ -50,7 +50,22 @@ type Result struct {
 
 // Extract unpacks a layer from r (tar, or tar with gzip or zstd) into dir, whiteouts in overlayfs's form. Its files are the layer's: nothing
 // outside of dir is touched, whatever links are in it. dir is of no use after an error.
-func Extract(ctx context.Context, dir string, r io.Reader) (_ Result, err error) {
+func Extract(ctx context.Context, dir string, r io.Reader) (Result, error) {
+	return Apply(ctx, Target{Folder: dir, Overlay: true}, r)
+}
+
+// Target is where a layer is unpacked.
+type Target struct {
+	Folder string
+	// Overlay: Folder is to be a layer of an overlay, whiteouts in its form; else it has what is in the layers below, and whiteouts take that away.
+	Overlay bool
+	// Parents are the folders of the layers below, topmost first, from which folders take their attributes that the layer does not name.
+	Parents []string
+}
+
+// Apply is Extract to any target.
+func Apply(ctx context.Context, to Target, r io.Reader) (_ Result, err error) {
+	dir := to.Folder
 	// What is read here was written by strangers: a parser's panic is one image's trouble and not the node's.
 	defer func() {
 		if p := recover(); p != nil {
@@ -68,7 +83,14 @@ func Extract(ctx context.Context, dir string, r io.Reader) (_ Result, err error)
 	if err != nil {
 		return Result{}, err
 	}
-	_, err = archive.Apply(ctx, dir, stream, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithFilter(entries.see))
+	opts := []archive.ApplyOpt{archive.WithFilter(entries.see)}
+	if to.Overlay {
+		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
+	}
+	if len(to.Parents) > 0 {
+		opts = append(opts, archive.WithParents(to.Parents))
+	}
+	_, err = archive.Apply(ctx, dir, stream, opts...)
 	if err == nil {
 		_, err = io.Copy(io.Discard, stream) // what follows the end of the archive counts for the digest
 	}
