@@ -18,6 +18,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/runtime"
 )
 
 // maxForwards bounds the connections of one port-forward session, those that are being opened included.
@@ -26,17 +27,19 @@ const maxForwards = 1024
 // portForward serves SPDY, SPDY in a WebSocket, and the old WebSocket protocol with two channels for each port, which is the library's.
 func (s *Server) portForward(client *session, r *http.Request, request *runtimeapi.PortForwardRequest) {
 	f := &forwarder{s: s, ctx: client.ctx, id: request.GetPodSandboxId(), ports: request.GetPort()}
+	idle := s.newIdle(client.cancel, "port-forward", f.id)
+	defer idle.stop()
 	switch {
 	case !isWebSocket(r):
-		f.serveSPDY(client, r)
+		f.serveSPDY(idleWatch{client, idle}, r)
 	case offersTunnel(r):
 		if w, inner, err := tunnel(client, r); err == nil { // otherwise the client has been told
-			f.serveSPDY(w, inner)
+			f.serveSPDY(idleWatch{w, idle}, inner)
 		}
 	case len(f.ports) == 0:
 		http.Error(client, "this WebSocket protocol needs the ports in the PortForwardRequest", http.StatusBadRequest)
 	default:
-		portforward.ServePortForward(client, r, f, f.id, "", &portforward.V4Options{Ports: f.ports}, s.c.IdleTimeout, s.c.CreationTimeout,
+		portforward.ServePortForward(idleWatch{client, idle}, r, f, f.id, "", &portforward.V4Options{Ports: f.ports}, 0, s.c.CreationTimeout,
 			portforward.SupportedProtocols)
 	}
 }
@@ -60,6 +63,7 @@ type pair struct {
 	port    uint16
 	data    httpstream.Stream
 	errors  httpstream.Stream
+	replied [2]<-chan struct{} // for data and errors: the client knows of the stream
 	timer   *time.Timer
 }
 
@@ -74,7 +78,6 @@ func (f *forwarder) serveSPDY(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	defer cancel() // first: nobody takes streams any more
-	conn.SetIdleTimeout(f.s.c.IdleTimeout)
 	f.conn, f.pairs, f.expired = conn, map[string]*pair{}, make(chan *pair)
 	defer func() {
 		for _, p := range f.pairs {
@@ -86,6 +89,7 @@ func (f *forwarder) serveSPDY(w http.ResponseWriter, r *http.Request) {
 		case <-conn.CloseChan():
 			return
 		case <-ctx.Done():
+			f.part()
 			return
 		case s := <-opened:
 			f.add(ctx, s)
@@ -93,6 +97,21 @@ func (f *forwarder) serveSPDY(w http.ResponseWriter, r *http.Request) {
 			f.drop(p, "its other stream was not opened in time")
 		}
 	}
+}
+
+// part lets the clients of open connections hear why the session ends.
+func (f *forwarder) part() {
+	for deadline := time.Now().Add(partTime / 2); f.open.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// ended is why the session ends, unless it is the client that leaves; nil: it goes on.
+func (f *forwarder) ended() error {
+	if f.ctx.Err() == nil || errors.Is(context.Cause(f.ctx), runtime.ErrClientGone) {
+		return nil
+	}
+	return context.Cause(f.ctx)
 }
 
 // admitForward checks what a stream says of itself (portforward.k8s.io).
@@ -146,9 +165,9 @@ func (f *forwarder) add(ctx context.Context, s spdyStream) {
 	}
 	switch {
 	case isError && p.errors == nil:
-		p.errors = s
+		p.errors, p.replied[1] = s, s.replied
 	case !isError && p.data == nil:
-		p.data = s
+		p.data, p.replied[0] = s, s.replied
 		p.port, _ = forwardPort(s) // it was admitted
 	default:
 		_ = s.Reset()
@@ -185,11 +204,18 @@ func (f *forwarder) end(p *pair) {
 	}
 }
 
-// connect serves one connection. The error stream gets a text only when the connection could not be made: clients (client-go) end the whole session
-// on one. A connection that breaks later is told by the reset of its data stream.
+// connect serves one connection. The error stream gets a text only when the connection could not be made, or the session ends: clients (client-go)
+// end the whole session on one. A connection that breaks later is told by the reset of its data stream.
 func (f *forwarder) connect(p *pair) {
 	defer f.open.Add(-1)
 	defer f.end(p)
+	// A connection that is refused at once must not end its streams before the client has them: it would not hear why.
+	for _, replied := range p.replied {
+		select {
+		case <-replied:
+		case <-f.ctx.Done():
+		}
+	}
 	if err := f.forward(int32(p.port), p.data); err != nil {
 		f.s.log.Debug("port cannot be forwarded", "sandbox", f.id, "port", p.port, "error", err)
 		fmt.Fprintf(p.errors, "forward port %d: %v", p.port, err)
@@ -197,7 +223,7 @@ func (f *forwarder) connect(p *pair) {
 	p.errors.Close()
 }
 
-// forward passes one connection's bytes on to its end. Only that it could not be made is an error.
+// forward passes one connection's bytes on to its end. Only that it could not be made is an error, and that the session ends.
 func (f *forwarder) forward(port int32, data io.ReadWriteCloser) error {
 	if len(f.ports) > 0 && !slices.Contains(f.ports, port) {
 		return fmt.Errorf("the port was not asked for: %w", pod.ErrInvalid)
@@ -208,7 +234,7 @@ func (f *forwarder) forward(port int32, data io.ReadWriteCloser) error {
 		return err
 	}
 	f.s.log.Debug("forwarded connection ended", "sandbox", f.id, "port", port, "error", err)
-	return nil
+	return f.ended()
 }
 
 // PortForward implements portforward.PortForwarder, for the library's WebSocket protocol.

@@ -56,6 +56,9 @@ func (f fakePods) Exec(ctx context.Context, _ string, cmd []string, s runtime.Se
 			}
 		}
 	case "wait":
+		if s.Stdout != nil {
+			fmt.Fprint(s.Stdout, "ready")
+		}
 		f.entered <- nil
 		<-ctx.Done()
 		err = context.Cause(ctx)
@@ -83,11 +86,20 @@ func (fakePods) CheckPortForward(id string) error {
 }
 
 // PortForward echoes on port 7, breaks on port 8, and refuses others.
-func (fakePods) PortForward(_ context.Context, _ string, port uint16, client io.ReadWriteCloser) error {
+func (fakePods) PortForward(ctx context.Context, _ string, port uint16, client io.ReadWriteCloser) error {
 	switch port {
 	case 7:
-		_, err := io.Copy(client, client)
-		return errors.Join(err, client.Close())
+		echoed := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(client, client)
+			echoed <- errors.Join(err, client.Close())
+		}()
+		select {
+		case err := <-echoed:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	case 8:
 		fmt.Fprint(client, "half")
 		return fmt.Errorf("it broke: %w", pod.ErrReset)

@@ -3,8 +3,12 @@
 package stream
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"time"
 )
 
@@ -15,11 +19,13 @@ type idle struct {
 	timer *time.Timer // nil: there is no limit
 }
 
-func (m remote) newIdle() *idle {
-	i := &idle{limit: m.s.c.IdleTimeout}
+// newIdle tells the log, and calls end, whose cause the client hears. what and id are for the log.
+func (s *Server) newIdle(end context.CancelCauseFunc, what, id string) *idle {
+	i := &idle{limit: s.c.IdleTimeout}
 	if i.limit > 0 {
 		i.timer = time.AfterFunc(i.limit, func() {
-			m.end(fmt.Errorf("nothing was sent for %s, as long as [streaming] idle_timeout allows", i.limit))
+			s.log.Info("an idle streaming session is ended", "session", what, "of", id, "idle", i.limit)
+			end(fmt.Errorf("nothing was sent for %s, as long as [streaming] idle_timeout allows", i.limit))
 		})
 	}
 	return i
@@ -63,3 +69,27 @@ func (w idleWriter) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// idleWatch lets every byte of the connection that is taken over count, in either direction: a client's pings, too, as in the library.
+type idleWatch struct {
+	http.ResponseWriter
+	idle *idle
+}
+
+// Hijack implements http.Hijacker.
+func (w idleWatch) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	raw, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	c := idleConn{raw, w.idle}
+	return c, bufio.NewReadWriter(bufio.NewReader(idleReader{rw.Reader, w.idle}), bufio.NewWriter(c)), nil
+}
+
+type idleConn struct {
+	net.Conn
+	idle *idle
+}
+
+func (c idleConn) Read(p []byte) (int, error)  { return idleReader{c.Conn, c.idle}.Read(p) }
+func (c idleConn) Write(p []byte) (int, error) { return idleWriter{c.Conn, c.idle}.Write(p) }

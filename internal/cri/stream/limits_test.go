@@ -10,17 +10,25 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"k8s.io/client-go/rest"
+	clientforward "k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 func TestAnExpiredTokenIsAsUnknownAsAWrongOne(t *testing.T) {
@@ -55,6 +63,93 @@ func TestIdleSessionsAreEnded(t *testing.T) {
 			<-s.pods.ended
 		})
 	}
+}
+
+// link is a client's session: client-go and the server's library have a type each.
+type link struct {
+	create func(http.Header) (io.ReadWriteCloser, error)
+	closed <-chan bool
+	close  func() error
+}
+
+func linkOf(conn httpstream.Connection) link {
+	return link{func(h http.Header) (io.ReadWriteCloser, error) { return conn.CreateStream(h) }, conn.CloseChan(), conn.Close}
+}
+
+// forwardings are the ways to a port-forward session.
+var forwardings = map[string]func(s *testServer, at string) link{
+	"spdy": func(s *testServer, at string) link { return linkOf(s.dialSPDY(at, "portforward.k8s.io")) },
+	"spdy in a websocket": func(s *testServer, at string) link {
+		u, err := url.Parse(at)
+		if err != nil {
+			s.Fatal(err)
+		}
+		dialer, err := clientforward.NewSPDYOverWebsocketDialer(u, &rest.Config{})
+		if err != nil {
+			s.Fatal(err)
+		}
+		conn, _, err := dialer.Dial("portforward.k8s.io")
+		if err != nil {
+			s.Fatal(err)
+		}
+		return link{func(h http.Header) (io.ReadWriteCloser, error) { return conn.CreateStream(h) }, conn.CloseChan(), conn.Close}
+	},
+}
+
+func TestIdlePortForwardsAreEndedWithAWord(t *testing.T) {
+	for name, dial := range forwardings {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log logLines
+			const limit = 3 * time.Second // long enough for what comes first
+			s := start(t, func(c *Config) { c.IdleTimeout, c.Log = limit, slog.New(slog.NewTextHandler(&log, nil)) })
+			at, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn := dial(s, at)
+			defer conn.close()
+			data, errs := s.forwardPair(conn, "1", "7")
+			time.Sleep(limit / 3)
+			moved := time.Now()
+			fmt.Fprint(data, "x")
+			if _, err := io.ReadFull(data, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := io.ReadAll(errs); !strings.Contains(string(got), "idle_timeout") {
+				t.Errorf("the client heard %q", got)
+			}
+			if since := time.Since(moved); since < limit {
+				t.Errorf("it was ended %s after something was sent", since)
+			}
+			select {
+			case <-conn.closed:
+			case <-time.After(10 * time.Second):
+				t.Error("the session goes on")
+			}
+			if got := log.String(); !strings.Contains(got, "idle streaming session") || !strings.Contains(got, "session=port-forward of=p") {
+				t.Errorf("log: %s", got)
+			}
+		})
+	}
+}
+
+// logLines collects a log.
+type logLines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // certificate writes one for the loopback address, with its key, and returns the pool that trusts it.

@@ -51,14 +51,16 @@ type remote struct {
 
 // opened tells how long the client waited for its streams.
 func (m remote) opened() {
-	if m.s.c.Opened == nil {
-		return
+	if m.s.c.Opened != nil {
+		m.s.c.Opened(m.kind(), time.Since(m.since))
 	}
-	kind := "attach"
+}
+
+func (m remote) kind() string {
 	if m.exec {
-		kind = "exec"
+		return "exec"
 	}
-	m.s.c.Opened(kind, time.Since(m.since))
+	return "attach"
 }
 
 // remote speaks the client's protocol.
@@ -73,7 +75,7 @@ func (s *Server) remote(client *session, r *http.Request, m remote) {
 // run serves the session, and ends its outputs.
 func (m remote) run(in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan runtime.Size) error {
 	io := runtime.Session{TTY: tty, Resize: resize, Opened: m.opened}
-	idle := m.newIdle()
+	idle := m.s.newIdle(m.end, m.kind(), m.id)
 	defer idle.stop()
 	if in != nil && m.options.Stdin {
 		io.Stdin = idleReader{stdin{m.ctx, in}, idle}

@@ -53,6 +53,8 @@ type Config struct {
 	Log         *slog.Logger
 	// Opened, if set, is told how long a session ("exec", "attach") took from the client's request to connected streams.
 	Opened func(kind string, took time.Duration)
+
+	pongPace time.Duration // for tests; 0: the constant
 }
 
 const (
@@ -90,6 +92,9 @@ var errShutdown = errors.New("the container runtime is shutting down; the contai
 // New listens. Serve answers what comes.
 func New(c Config) (*Server, error) {
 	quietLibraries(c.Log)
+	if c.pongPace == 0 {
+		c.pongPace = pongPace
+	}
 	s := &Server{c: c, log: c.Log, tokens: newTokens(c.MaxSessions), base: url.URL{Scheme: "http"}}
 	s.idle = sync.NewCond(&s.mu)
 	s.life, s.end = context.WithCancelCause(context.Background())

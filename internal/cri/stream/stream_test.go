@@ -114,8 +114,9 @@ func TestAClientsLeavingEndsItsSession(t *testing.T) {
 				continue // TCP holds the client's end back until the input before it is read, see lookAtClient
 			}
 			t.Run(name+" "+cmd, func(t *testing.T) {
-				s := start(t, nil)
-				o := remotecommand.StreamOptions{Stdout: io.Discard}
+				s := start(t, func(c *Config) { c.pongPace = 300 * time.Millisecond })
+				shown, show := io.Pipe()
+				o := remotecommand.StreamOptions{Stdout: show}
 				if cmd == "deaf" { // more than all buffers hold, and nobody reads it
 					o.Stdin = bytes.NewReader(make([]byte, 64<<20))
 				}
@@ -124,7 +125,9 @@ func TestAClientsLeavingEndsItsSession(t *testing.T) {
 				go func() { _, err := stream(t.Context(), name, at, o); done <- err }()
 				<-s.pods.entered
 				if cmd == "deaf" {
-					time.Sleep(300 * time.Millisecond) // until all buffers are full
+					time.Sleep(700 * time.Millisecond) // until all buffers are full, and after the first pong
+				} else if _, err := io.ReadFull(shown, make([]byte, len("ready"))); err != nil { // client-go has all of its streams
+					t.Fatal(err)
 				}
 				kill()
 				if err := <-done; err == nil && name != "spdy" { // client-go takes an end without a status for success there
@@ -286,12 +289,14 @@ func (s *testServer) dialSPDY(at, protocol string) httpstream.Connection {
 func TestStreamsThatNobodyAskedForHoldUpNothing(t *testing.T) {
 	s := start(t, func(c *Config) { c.CreationTimeout = 300 * time.Millisecond })
 	conn := s.dialSPDY(s.exec(remotecommand.StreamOptions{Stdout: io.Discard}, "code"), "v4.channel.k8s.io")
-	for _, name := range []string{"stdin", "nonsense", "error", "error", "error"} {
-		stream, err := conn.CreateStream(http.Header{"Streamtype": {name}})
-		if err == nil {
-			fmt.Fprint(stream, "nobody reads this")
+	go func() { // client-go waits half a minute for an answer that the session's end has cut off
+		for _, name := range []string{"stdin", "nonsense", "error", "error", "error"} {
+			stream, err := conn.CreateStream(http.Header{"Streamtype": {name}})
+			if err == nil {
+				fmt.Fprint(stream, "nobody reads this")
+			}
 		}
-	}
+	}()
 	select {
 	case <-conn.CloseChan():
 	case <-time.After(10 * time.Second):
@@ -313,38 +318,38 @@ func TestStreamsThatNobodyAskedForHoldUpNothing(t *testing.T) {
 	}
 }
 
-func (s *testServer) forwardPair(conn httpstream.Connection, request, port string) (data, errs httpstream.Stream) {
+func (s *testServer) forwardPair(conn link, request, port string) (data, errs io.ReadWriteCloser) {
 	s.Helper()
 	var err error
 	header := func(kind string) http.Header {
 		return http.Header{"Streamtype": {kind}, "Port": {port}, "Requestid": {request}}
 	}
-	if errs, err = conn.CreateStream(header("error")); err != nil {
+	if errs, err = conn.create(header("error")); err != nil {
 		s.Fatal(err)
 	}
-	if data, err = conn.CreateStream(header("data")); err != nil {
+	if data, err = conn.create(header("data")); err != nil {
 		s.Fatal(err)
 	}
 	return data, errs
 }
 
 func TestOneForwardedConnectionEndsAlone(t *testing.T) {
-	s := start(t, func(c *Config) { c.CreationTimeout = 300 * time.Millisecond })
+	s := start(t, func(c *Config) { c.CreationTimeout = 3 * time.Second })
 	at, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn := s.dialSPDY(at, "portforward.k8s.io")
 	defer conn.Close()
-	first, _ := s.forwardPair(conn, "1", "7")
-	broken, brokenErr := s.forwardPair(conn, "2", "8")
+	first, _ := s.forwardPair(linkOf(conn), "1", "7")
+	broken, brokenErr := s.forwardPair(linkOf(conn), "2", "8")
 	if got, _ := io.ReadAll(brokenErr); len(got) > 0 {
 		t.Errorf("a connection that broke ends the whole session: %s", got)
 	}
 	if got, _ := io.ReadAll(broken); string(got) != "half" {
 		t.Errorf("got %q", got)
 	}
-	_, refused := s.forwardPair(conn, "3", "9")
+	_, refused := s.forwardPair(linkOf(conn), "3", "9")
 	if got, _ := io.ReadAll(refused); !strings.Contains(string(got), "connection refused") {
 		t.Errorf("got %q", got)
 	}

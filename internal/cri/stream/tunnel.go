@@ -4,6 +4,7 @@ package stream
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -16,6 +17,9 @@ import (
 	"github.com/gorilla/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 )
+
+// maxReason bounds the reason in a close message (RFC 6455, 5.5), in bytes.
+const maxReason = 123
 
 // offersTunnel tells that the client wants SPDY inside a WebSocket, as kubectl does (KEP-4006).
 func offersTunnel(r *http.Request) bool {
@@ -31,7 +35,7 @@ func tunnel(client *session, r *http.Request) (http.ResponseWriter, *http.Reques
 	inner := r.Clone(r.Context())
 	inner.Method = http.MethodPost
 	inner.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": {portforward.ProtocolV1Name}}
-	return &tunnelled{conn: &tunnelConn{ws: ws}, header: http.Header{}}, inner, nil
+	return &tunnelled{conn: &tunnelConn{ws: ws, ctx: client.ctx}, header: http.Header{}}, inner, nil
 }
 
 // tunnelled is the answer to the inner request. Both sides know already what it says: the WebSocket's protocol is the agreement.
@@ -51,6 +55,7 @@ func (t *tunnelled) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // tunnelConn is a WebSocket's binary messages as one stream of bytes.
 type tunnelConn struct {
+	ctx     context.Context
 	ws      *websocket.Conn
 	message io.Reader // that is being read; nil: none
 	mu      sync.Mutex
@@ -94,7 +99,12 @@ func (c *tunnelConn) Write(p []byte) (int, error) {
 func (c *tunnelConn) Close() error {
 	var err error
 	c.once.Do(func() {
-		end := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+		why := ""
+		if cause := context.Cause(c.ctx); cause != nil {
+			why = cause.Error()
+			why = strings.ToValidUTF8(why[:min(len(why), maxReason)], "")
+		}
+		end := websocket.FormatCloseMessage(websocket.CloseNormalClosure, why)
 		_ = c.ws.WriteControl(websocket.CloseMessage, end, time.Now().Add(time.Second)) // the client may be gone
 		err = c.ws.Close()
 	})

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -76,7 +77,7 @@ func serveWebSocket(client *session, r *http.Request, m remote) {
 	protocol := conn.Subprotocol()
 	ws := &webSocket{conn: conn, ctx: client.ctx, gone: func(err error) { client.cancel(fmt.Errorf("%w: %w", runtime.ErrClientGone, err)) },
 		closes: strings.HasPrefix(protocol, "v5."), status: strings.HasPrefix(protocol, "v5.") || strings.HasPrefix(protocol, "v4."),
-		base64: strings.Contains(protocol, "base64."), sizes: make(chan runtime.Size, 1)}
+		base64: strings.Contains(protocol, "base64."), sizes: make(chan runtime.Size, 1), pongPace: m.s.c.pongPace}
 	if m.options.Stdin {
 		ws.stdinReader, ws.stdin = io.Pipe()
 	}
@@ -98,6 +99,8 @@ type webSocket struct {
 	closes bool // the client can end stdin
 	status bool // the end is told as JSON
 	base64 bool
+	// pongPace is for clients whose input nobody reads.
+	pongPace time.Duration
 
 	stdinReader *io.PipeReader
 	stdin       *io.PipeWriter // nil: not wanted
@@ -136,9 +139,8 @@ func (ws *webSocket) read() {
 }
 
 func (ws *webSocket) readAll() error {
-	stall := time.AfterFunc(time.Hour, ws.pong)
-	stall.Stop()
-	defer stall.Stop()
+	stall := ws.newStall()
+	defer stall.end()
 	buffer := make([]byte, webSocketBuffer)
 	for {
 		_, message, err := ws.conn.NextReader()
@@ -170,13 +172,13 @@ func (ws *webSocket) readAll() error {
 }
 
 // passInput writes one message to stdin. A stdin that is closed takes it, too: it is dropped.
-func (ws *webSocket) passInput(message io.Reader, buffer []byte, stall *time.Timer) error {
+func (ws *webSocket) passInput(message io.Reader, buffer []byte, stall *stall) error {
 	for {
 		n, err := message.Read(buffer)
 		if n > 0 {
-			stall.Reset(pongPace)
+			stall.begin()
 			_, _ = ws.stdin.Write(buffer[:n])
-			stall.Stop()
+			stall.end()
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -187,11 +189,37 @@ func (ws *webSocket) passInput(message io.Reader, buffer []byte, stall *time.Tim
 	}
 }
 
-// pong tells the client, unasked, that we are here, as long as its input waits.
-func (ws *webSocket) pong() {
-	if err := ws.conn.WriteControl(websocket.PongMessage, nil, time.Now().Add(controlTime)); err != nil {
-		ws.gone(err)
-	}
+// stall tells the client again and again, unasked, that we are here, as long as its input waits.
+type stall struct {
+	waits atomic.Bool
+	timer *time.Timer
+	pace  time.Duration
+}
+
+func (ws *webSocket) newStall() *stall {
+	s := &stall{pace: ws.pongPace}
+	s.timer = time.AfterFunc(time.Hour, func() {
+		if !s.waits.Load() {
+			return
+		}
+		if err := ws.conn.WriteControl(websocket.PongMessage, nil, time.Now().Add(controlTime)); err != nil {
+			ws.gone(err)
+			return
+		}
+		s.timer.Reset(s.pace)
+	})
+	s.timer.Stop()
+	return s
+}
+
+func (s *stall) begin() {
+	s.waits.Store(true)
+	s.timer.Reset(s.pace)
+}
+
+func (s *stall) end() {
+	s.waits.Store(false)
+	s.timer.Stop()
 }
 
 // resize takes a size. Of several that nobody has looked at yet, the last one counts; what is none is no reason to end the session.
