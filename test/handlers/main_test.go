@@ -41,7 +41,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "handler tests:", err)
 		os.Exit(1)
 	}
+	complaints := kubelet.KeepComplaints()
 	code := m.Run()
+	if code != 0 {
+		complaints(os.Stderr)
+	}
 	images.Close()
 	// runsc keeps an empty network namespace for all its sandboxes.
 	for _, root := range []string{"runsc/berth", "runsc-oci"} {

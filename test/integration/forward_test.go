@@ -112,6 +112,12 @@ func TestPortForward(t *testing.T) {
 			conn.SetLinger(0)
 			conn.Close()
 		}
+		last := dialLocal(t, sum)
+		last.CloseWrite()
+		if got, err := io.ReadAll(last); err != nil || string(got) != fmt.Sprintf("%x", sha256.Sum256(nil)) {
+			t.Errorf("after those that broke: %q, %v", got, err)
+		}
+		last.Close()
 		sum.Stop()
 		echo, err := p.Forward(tr, echoes)
 		if err != nil {

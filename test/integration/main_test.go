@@ -35,7 +35,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "integration tests:", err)
 		os.Exit(1)
 	}
+	complaints := kubelet.KeepComplaints()
 	code := m.Run()
+	if code != 0 {
+		complaints(os.Stderr)
+	}
 	images.Close()
 	os.Exit(code)
 }
