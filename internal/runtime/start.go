@@ -171,6 +171,9 @@ func (r *Runtime) killShim(ctx context.Context, sandbox string) error {
 	if err != nil {
 		return err
 	}
+	if len(running) > 0 { // a shim that was told to end may be on its way still
+		r.expectKill(sandbox)
+	}
 	for _, shim := range running {
 		_, err := pidfd.KillIf(shim.PID, syscall.SIGKILL, func() bool { return proc.Is(shim.PID, shim.StartTime) })
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/berth-run/berth/internal/linux/pidfd"
@@ -19,6 +20,8 @@ type watch struct {
 	process *os.Process
 	fd      *os.File // the pidfd, in the poller; nil where the kernel has none
 	once    sync.Once
+	// killing: KillShim is about to end the shim, or has.
+	killing atomic.Bool
 }
 
 // watch takes over the process and the pidfd.
@@ -78,11 +81,28 @@ func (r *Runtime) reap(w *watch) {
 	switch {
 	case err != nil:
 		r.log.Warn("reap shim", "sandbox", w.sandbox, "pid", w.process.Pid, "error", err)
-	case state.Success():
-		r.log.Debug("shim has ended", "sandbox", w.sandbox, "pid", w.process.Pid)
+	case state.Success(), w.killing.Load() && killed(state):
+		r.log.Debug("shim has ended", "sandbox", w.sandbox, "pid", w.process.Pid, "status", state.String())
 	default:
 		r.log.Warn("shim has ended; its log is shim.log in the pod's state folder", "sandbox", w.sandbox, "pid", w.process.Pid,
 			"status", state.String())
+	}
+}
+
+// killed tells whether SIGKILL ended a process.
+func killed(state *os.ProcessState) bool {
+	status, ok := state.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}
+
+// expectKill has the end of a sandbox's shim by SIGKILL reported as one that was asked for.
+func (r *Runtime) expectKill(sandbox string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for w := range r.watches {
+		if w.sandbox == sandbox {
+			w.killing.Store(true)
+		}
 	}
 }
 
