@@ -39,6 +39,7 @@ const (
 type parts struct {
 	lock    *os.File
 	slices  *slice.Manager
+	top     *topCgroup // nil under systemd
 	images  *image.Store
 	network *network.Network
 	runtime *runtime.Runtime
@@ -180,6 +181,9 @@ func (d *daemon) close() error {
 			d.log.Warn("shutdown", "error", err)
 		}
 	}
+	if d.top != nil {
+		errs = append(errs, d.top.drop())
+	}
 	if d.nri != nil {
 		d.nri.Stop()
 	}
@@ -231,7 +235,16 @@ func (d *daemon) openKernel(driver string) (kernel, error) {
 			return kernel{}, err
 		}
 	}
-	return kernel{cgroups: h, driver: driver, slices: d.slices}, nil
+	k := kernel{cgroups: h, driver: driver, slices: d.slices}
+	if driver != cgroup.Systemd { // systemd keeps its slices itself
+		path, err := cgroup.ParentPath(driver, d.cfg.Cgroup.Parent)
+		if err != nil {
+			return kernel{}, fmt.Errorf("cgroup.parent: %w", err)
+		}
+		d.top = &topCgroup{cgroups: h, path: path, mark: filepath.Join(d.cfg.State, "cgroup-made")}
+		k.top = d.top
+	}
+	return k, nil
 }
 
 // connectSystemd reaches systemd before the first pod needs it. One that is only slow, as in a boot, is tried again by each call.

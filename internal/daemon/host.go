@@ -31,6 +31,7 @@ type kernel struct {
 	cgroups *cgroup.Hierarchies
 	driver  string
 	slices  *slice.Manager // nil under cgroupfs
+	top     *topCgroup
 	// oomFloor is the lowest oom_score_adj that this daemon may set.
 	oomFloor int
 }
@@ -142,8 +143,7 @@ func (k kernel) CreateCgroup(ctx context.Context, parent string) error {
 	if err != nil {
 		return err
 	}
-	_, err = k.cgroups.Create(path)
-	return err
+	return k.top.create(path)
 }
 
 func (k kernel) RemoveCgroup(ctx context.Context, parent string) error {

@@ -5,9 +5,11 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +21,9 @@ import (
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/test/daemon"
+	"github.com/berth-run/berth/test/leak"
 )
 
 func TestSIGTERMEndsTheDaemonAndTouchesNoPod(t *testing.T) {
@@ -45,6 +49,47 @@ func TestSIGTERMEndsTheDaemonAndTouchesNoPod(t *testing.T) {
 	}
 	equal(t, "state", c.Status().State, cri.ContainerState_CONTAINER_RUNNING)
 	c.Exec("true")
+}
+
+func TestAnOrdinaryLifeWarnsOfNothingAndLeavesNoCgroup(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	before := len(k.D.Log())
+	for i := range 4 {
+		p := k.RunPod(k.PodConfig(fmt.Sprint("ordinary", i)))
+		c := p.Start(k.Forever("main"))
+		c.Exec("true")
+		if i%2 == 0 { // else the pod's removal does it all
+			c.Stop(0)
+			c.Remove()
+			p.Stop()
+		}
+		p.Remove()
+	}
+	if _, err := k.D.Signal(syscall.SIGTERM, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(k.D.Log()[before:]) {
+		if strings.Contains(line, "WARN") || strings.Contains(line, "ERROR") {
+			t.Errorf("logged: %s", line)
+		}
+	}
+	roots, err := leak.CgroupRoots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.D.CgroupDriver == cgroup.Systemd {
+		roots = nil // systemd keeps its slices
+	}
+	for _, root := range roots {
+		if _, err := os.Stat(filepath.Join(root, k.D.CgroupParent)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the cgroup of all pods is left in %s: %v", root, err)
+		}
+	}
+	if err := k.D.Launch(k.Ctx()); err != nil { // who has pods removed at the end of a test asks it
+		t.Fatal(err)
+	}
 }
 
 func TestTheSocketIsTheDaemonsAlone(t *testing.T) {

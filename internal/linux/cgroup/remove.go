@@ -55,6 +55,25 @@ func (h *Hierarchies) Remove(ctx context.Context, cgroup string) error {
 	}
 }
 
+// RemoveEmpty removes the cgroup from every hierarchy in which it has neither processes nor cgroups below it, and tells whether it is left in any. It
+// waits for nothing, and is idempotent.
+func (h *Hierarchies) RemoveEmpty(cgroup string) (left bool, err error) {
+	if err := own(cgroup); err != nil {
+		return false, fmt.Errorf("remove cgroup %q: %w", cgroup, err)
+	}
+	for _, point := range h.all() {
+		dir := filepath.Join(point, cgroup)
+		switch rmdir := syscall.Rmdir(dir); {
+		case rmdir == nil, gone(rmdir):
+		case errors.Is(rmdir, syscall.EBUSY), errors.Is(rmdir, syscall.ENOTEMPTY):
+			left = true
+		default:
+			err = errors.Join(err, &os.PathError{Op: "rmdir", Path: dir, Err: rmdir})
+		}
+	}
+	return left, err
+}
+
 // removeTree removes children before parents; the kernel's files in a cgroup need no removal.
 func removeTree(dir string) error {
 	children, err := childDirs(dir)
