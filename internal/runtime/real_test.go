@@ -199,6 +199,11 @@ func TestRealContainerLivesThroughAChangeOfDaemons(t *testing.T) {
 	p := startPod(t, filepath.Join(shortDir(t), strings.Repeat("long", 30)))
 	pid := p.run("c1", "echo hello; sleep 1000")
 	ctx := timeout(t, 30*time.Second)
+	hello := func() bool {
+		log, _ := os.ReadFile(filepath.Join(p.logs, "c1"))
+		return strings.Contains(string(log), "stdout F hello\n")
+	}
+	eventually(t, "the container's output", hello) // it is killed later
 	if err := p.shim.Update(ctx, "c1", []byte(`{"pids":{"limit":77}}`)); err != nil {
 		t.Error(err)
 	}
@@ -229,8 +234,8 @@ func TestRealContainerLivesThroughAChangeOfDaemons(t *testing.T) {
 	if exit.Code != 137 || exit.Signal != 9 || exit.StartedAt.IsZero() || exit.ExitedAt.Before(exit.StartedAt) {
 		t.Errorf("exit %+v", exit)
 	}
-	if log, _ := os.ReadFile(filepath.Join(p.logs, "c1")); !strings.Contains(string(log), "stdout F hello\n") {
-		t.Errorf("log %q", log)
+	if !hello() {
+		t.Error("the log has lost the container's output")
 	}
 	if err := p.shim.Shutdown(ctx, false); err != nil {
 		t.Error(err)
