@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/pod"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -61,15 +62,21 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if err != nil {
 		return nil, fmt.Errorf("encode operations: %w", err)
 	}
-	out.Info = map[string]string{"config": string(config), "operations": string(operations)}
+	work, err := json.Marshal(underWay(s.c.Pods.Operations()))
+	if err != nil {
+		return nil, fmt.Errorf("encode work: %w", err)
+	}
+	out.Info = map[string]string{"config": string(config), "operations": string(operations), "work": string(work)}
 	return out, nil
 }
 
-// operation is a request in flight, for people and for `berth doctor`.
+// operation is a request in flight, or the work on a pod that goes on when the caller of one has left, for people and for `berth doctor`.
 type operation struct {
 	Method  string  `json:"method"`
 	Object  string  `json:"object,omitempty"`
 	Seconds float64 `json:"seconds"`
+	// Stage tells the steps under way; of work only.
+	Stage string `json:"stage,omitempty"`
 }
 
 // inFlight tells what the daemon is doing, the oldest first, without what only waits for news.
@@ -77,8 +84,17 @@ func inFlight(calls []telemetry.Call) []operation {
 	all := []operation{}
 	for _, c := range calls {
 		if c.Method != "Status" && c.Method != "GetContainerEvents" {
-			all = append(all, operation{c.Method, c.Object.String(), time.Since(c.Since).Seconds()})
+			all = append(all, operation{Method: c.Method, Object: c.Object.String(), Seconds: time.Since(c.Since).Seconds()})
 		}
+	}
+	return all
+}
+
+// underWay tells the work on pods, the oldest first.
+func underWay(work []pod.Operation) []operation {
+	all := []operation{}
+	for _, w := range work {
+		all = append(all, operation{w.Kind, w.Object, time.Since(w.Since).Seconds(), w.Stage})
 	}
 	return all
 }

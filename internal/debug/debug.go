@@ -158,7 +158,7 @@ func handler(c Config, m *Metrics, s Sources) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /debug/operations", func(w http.ResponseWriter, _ *http.Request) { answer(w, operations(s.Calls)) })
+	mux.HandleFunc("GET /debug/operations", func(w http.ResponseWriter, _ *http.Request) { answer(w, operations(s.Calls, s.Pods)) })
 	mux.HandleFunc("GET /debug/state", func(w http.ResponseWriter, _ *http.Request) { answer(w, state(s.Pods)) })
 	mux.HandleFunc("PUT /debug/log-level", func(w http.ResponseWriter, r *http.Request) { setLevel(w, r, s.SetLevel) })
 	return mux

@@ -20,18 +20,23 @@ func answer(w http.ResponseWriter, value any) {
 	_ = e.Encode(value) // the client is gone
 }
 
-// operation is a request that is not answered yet.
+// operation is a request that is not answered yet, or, with work set, what is done to a pod, which goes on when the caller has left.
 type operation struct {
 	Method    string    `json:"method"`
 	Object    string    `json:"object,omitempty"`
+	Work      bool      `json:"work,omitempty"`
+	Stage     string    `json:"stage,omitempty"`
 	Since     time.Time `json:"since"`
 	AgeMillis int64     `json:"age_ms"`
 }
 
-func operations(calls *telemetry.Calls) []operation {
+func operations(calls *telemetry.Calls, pods *pod.Manager) []operation {
 	out := []operation{}
 	for _, c := range calls.List() {
-		out = append(out, operation{c.Method, c.Object.String(), c.Since.UTC(), time.Since(c.Since).Milliseconds()})
+		out = append(out, operation{Method: c.Method, Object: c.Object.String(), Since: c.Since.UTC(), AgeMillis: time.Since(c.Since).Milliseconds()})
+	}
+	for _, w := range pods.Operations() {
+		out = append(out, operation{w.Kind, w.Object, true, w.Stage, w.Since.UTC(), time.Since(w.Since).Milliseconds()})
 	}
 	return out
 }

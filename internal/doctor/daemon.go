@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -88,34 +89,80 @@ func (d *Doctor) checkStatus(ctx context.Context, r report) {
 	}
 }
 
-// Operation is a request in flight, as the daemon's verbose status tells it under "operations".
+// Operation is a request in flight, as the daemon's verbose status tells it under "operations", or work on a pod, under "work", which goes on when
+// the caller's patience has ended.
 type Operation struct {
 	Method  string  `json:"method"`
 	Object  string  `json:"object,omitempty"`
 	Seconds float64 `json:"seconds"`
+	// Stage is what the work hangs in, with its age.
+	Stage string `json:"stage,omitempty"`
+}
+
+func (o Operation) age() time.Duration { return time.Duration(o.Seconds * float64(time.Second)) }
+
+// operations reads one of the lists of the verbose status; false: the daemon has none, or one that a finding tells of.
+func (d *Doctor) operations(r report, key string) (all []Operation, ok bool) {
+	raw := d.info[key]
+	if raw == "" {
+		return nil, false
+	}
+	if err := json.Unmarshal([]byte(raw), &all); err != nil {
+		r.warn("use the `berth` that belongs to the daemon", "the daemon's %s cannot be read: %v", key, err)
+		return nil, false
+	}
+	return all, true
 }
 
 func (d *Doctor) checkOperations(_ context.Context, r report) {
-	raw := d.info["operations"]
-	if raw == "" {
-		return
-	}
-	var all []Operation
-	if err := json.Unmarshal([]byte(raw), &all); err != nil {
-		r.warn("use the `berth` that belongs to the daemon", "the daemon's operations cannot be read: %v", err)
+	calls, ok := d.operations(r, "operations")
+	work, _ := d.operations(r, "work") // an earlier daemon has none
+	if !ok {
 		return
 	}
 	hung := 0
-	for _, op := range all {
-		if age := time.Duration(op.Seconds * float64(time.Second)); age > slow {
+	at := map[string]bool{} // methods whose delay is explained
+	for _, w := range work {
+		if w.age() <= slow {
+			continue
+		}
+		hung++
+		at[w.Method] = true
+		stage := "between two stages"
+		if w.Stage != "" {
+			stage = "it is in stage " + w.Stage
+		}
+		r.warn(remedy(w.Stage), "%s of %s has been running for %s: %s", w.Method, w.Object, w.age().Round(time.Second), stage)
+	}
+	for _, op := range calls {
+		if op.age() > slow && !at[op.Method] {
 			hung++
-			r.warn("the daemon's log names the stage that it hangs in when the caller's patience ends; a network plugin, a registry or a process that the "+
-				"kernel does not let go of are the usual causes", "%s %s has been running for %s", op.Method, op.Object, age.Round(time.Second))
+			r.warn("a registry, a network plugin or a process that the kernel does not let go of are the usual causes: see the daemon's log",
+				"%s %s has been running for %s", op.Method, op.Object, op.age().Round(time.Second))
 		}
 	}
 	if hung == 0 {
-		r.ok("%d operations are in flight, none for longer than %s", len(all), slow)
+		r.ok("%d operations are in flight, none for longer than %s", len(calls), slow)
 	}
+}
+
+// remedies tell what to look at, by the stage that comes first.
+var remedies = []struct{ stage, do string }{
+	{"network", "a network plugin does not end: see which one runs (`ps axf`, below berth serve) and its log; `berth doctor --network-test` tries it with a scratch namespace"},
+	{"task", "the OCI runtime does not end, or the container's processes do not: see `ps axf` for state D, and shim.log in the pod's state folder"},
+	{"pause", "the OCI runtime does not end: see shim.log in the pod's state folder"},
+	{"rootfs", "a mount does not end: see the kernel's log (dmesg) for trouble of the disk"},
+	{"shim", "the pod's shim does not answer: see shim.log in the pod's state folder; SIGUSR1 makes it write what it is doing there"},
+	{"cgroup", "the kernel does not let go of a process in the pod's cgroup: see `ps axf` for state D"},
+}
+
+func remedy(stage string) string {
+	for _, r := range remedies {
+		if strings.HasPrefix(stage, r.stage+" ") {
+			return r.do
+		}
+	}
+	return "see the daemon's log; /debug/pprof/goroutine?debug=2 of the debug endpoint tells where it waits"
 }
 
 // checkLeftOver compares what is pinned and recorded on disk with the pods that the daemon knows.

@@ -192,6 +192,10 @@ var broken = map[string]struct {
 	"an operation hangs": {func(m *machine) {
 		m.daemon.status.Info["operations"] = `[{"method":"StopPodSandbox","object":"default/web","seconds":95}]`
 	}, "operations", Warn, "default/web has been running for 1m35s"},
+	"a stage hangs, and its caller has left": {func(m *machine) {
+		m.daemon.status.Info["work"] = `[{"method":"RunPodSandbox","object":"sandbox 0123 (default/web)","seconds":95.2,"stage":"network for 1m34s"}]`
+	}, "operations", Warn, "RunPodSandbox of sandbox 0123 (default/web) has been running for 1m35s: it is in stage network for 1m34s"},
+	"another version's status": {func(m *machine) { m.daemon.status.Info["work"] = `{}` }, "operations", Warn, "work cannot be read"},
 	"kubelet elsewhere": {func(m *machine) {
 		m.file("/machine/var/lib/kubelet/kubeadm-flags.env", `KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock"`)
 	}, "kubelet", Fail, "containerd.sock"},

@@ -97,6 +97,9 @@ func TestTheCallersPatienceEndsNotTheWork(t *testing.T) {
 	if !errors.Is(err, ErrInFlight) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "StopContainer has been running for") {
 		t.Fatalf("got %v", err)
 	}
+	if work := n.Operations(); len(work) != 1 || work[0].Kind != "StopContainer" || work[0].ID != c || !strings.Contains(work[0].Object, c) || work[0].Since.IsZero() {
+		t.Errorf("under way: %+v", work)
+	}
 	// A later, shorter stop overrides the one in flight.
 	if err := n.StopContainer(t.Context(), c, 0); err != nil {
 		t.Fatal(err)

@@ -3,13 +3,21 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/test/daemon"
+	"github.com/berth-run/berth/test/kubelet"
 )
 
 // TestDoctorOfANodeThatWorks looks at the machine of the tests, whose kernel settings and clock are what they are.
@@ -45,4 +53,45 @@ func TestDoctorOfANodeThatWorks(t *testing.T) {
 		}
 	}
 	contains(t, "doctor", string(out), "a scratch namespace got ["+k.D.Subnet4, "none for longer than")
+}
+
+// TestWorkWhoseCallerHasLeftIsToldWithItsStage asks as doctor does, which mentions what is older than half a minute.
+func TestWorkWhoseCallerHasLeftIsToldWithItsStage(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	dir := script(t, "patient", previous+`
+case $CNI_COMMAND in
+ADD) while [ ! -e "$0.go" ]; do sleep 0.05; done; echo "$prev" ;;
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
+esac`)
+	k := start(t, daemon.Spec{CNIBin: dir, NoNetwork: true})
+	if err := k.D.WriteConflist(strings.Replace(k.D.Conflist(), `{"type": "portmap"`, `{"type": "patient"}, {"type": "portmap"`, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.D.WaitNetwork(k.Ctx(), true); err != nil {
+		t.Fatal(err)
+	}
+	config := k.PodConfig("left")
+	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(k.Ctx(), 300*time.Millisecond)
+	defer cancel()
+	_, err := k.D.Runtime.RunPodSandbox(short, &cri.RunPodSandboxRequest{Config: config})
+	wantError(t, err, []codes.Code{codes.DeadlineExceeded})
+	work := func() string {
+		st, err := k.D.Runtime.Status(k.Ctx(), &cri.StatusRequest{Verbose: true})
+		return kubelet.Must(k, st, err).Info["work"]
+	}
+	kubelet.Eventually(t, 5*time.Second, func() string {
+		if w := work(); !strings.Contains(w, `"method":"RunPodSandbox"`) || !strings.Contains(w, config.Metadata.Name) || !strings.Contains(w, `"stage":"network for `) {
+			return "work is " + w
+		}
+		return ""
+	})
+	if err := os.WriteFile(filepath.Join(dir, "patient.go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.RunPod(config) // joins it
+	equal(t, "work", work(), "[]")
 }

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"slices"
+	"time"
+)
+
+// Operation is work on a sandbox or a container that is not done. It outlives the request that asked for it, whose caller may have lost patience.
+type Operation struct {
+	// Kind is what is done, as errors name it.
+	Kind string
+	// ID is the object's, Object its name in errors.
+	ID, Object string
+	Since      time.Time
+	// Stage tells the steps that are under way, each with its age; "" between steps.
+	Stage string
+}
+
+// Operations lists the work in flight, the oldest first.
+func (m *Manager) Operations() []Operation {
+	m.mu.RLock()
+	sandboxes, containers := make([]*Sandbox, 0, len(m.sandboxes)), make([]*Container, 0, len(m.containers))
+	for _, s := range m.sandboxes {
+		sandboxes = append(sandboxes, s)
+	}
+	for _, c := range m.containers {
+		containers = append(containers, c)
+	}
+	m.mu.RUnlock()
+	var all []Operation
+	for _, s := range sandboxes {
+		if op, ok := s.ops.current(); ok {
+			op.ID = s.ID
+			all = append(all, op)
+		}
+	}
+	for _, c := range containers {
+		if op, ok := c.ops.current(); ok {
+			op.ID = c.ID
+			all = append(all, op)
+		}
+	}
+	slices.SortFunc(all, func(a, b Operation) int { return a.Since.Compare(b.Since) })
+	return all
+}
+
+// current is the operation in flight.
+func (o *ops) current() (Operation, bool) {
+	o.mu.Lock()
+	cur := o.cur
+	o.mu.Unlock()
+	if cur == nil {
+		return Operation{}, false
+	}
+	return Operation{Kind: cur.kind, Object: o.object, Since: cur.since, Stage: o.stage()}, true
+}
