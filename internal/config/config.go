@@ -133,6 +133,10 @@ type Runtime struct {
 	Privileged bool
 	// Rlimits are limits of its containers, NAME=SOFT:HARD.
 	Rlimits []string
+	// Snapshotter is the form of its containers' layers: "erofs" or "overlayfs"; "auto": that which they have.
+	Snapshotter string
+	// CgroupDriver says who makes its containers' cgroups: "cgroupfs", "systemd", or "auto", as Cgroup.Driver.
+	CgroupDriver string
 	// Shim is the runtime's name, as io.containerd.kata.v2, which names its program; for type "shim" without a Path.
 	Shim string
 	// ShimConfig is the configuration file that a shim is told of, ShimBinary the OCI runtime that io.containerd.runc.v2 is told to run.

@@ -84,12 +84,25 @@ func ShimProgram(name string) (string, error) {
 	return "containerd-shim-" + m[2] + "-" + m[3], nil
 }
 
+const noSlices = `"systemd" needs cgroup.driver = "systemd", too: only then does the kubelet name slices as the pods' cgroups`
+
+// SystemdCgroup tells whether systemd makes the cgroups of the handler's containers, where driver makes the pods'. An error says what cannot be.
+func (r *Runtime) SystemdCgroup(driver string) (bool, error) {
+	if r.CgroupDriver == "systemd" && driver != "systemd" {
+		return false, errors.New("cgroup_driver: " + noSlices)
+	}
+	return driver == "systemd" && r.CgroupDriver != "cgroupfs", nil
+}
+
 // validateHandlers checks what no key of a runtime can tell alone.
 func validateHandlers(c *Config) Problems {
 	var found Problems
 	for name, r := range c.Runtimes {
 		problem := func(key, text string) {
 			found = append(found, Problem{Key: "runtimes." + name + "." + key, Text: text})
+		}
+		if r.CgroupDriver == "systemd" && c.Cgroup.Driver == "cgroupfs" {
+			problem("cgroup_driver", noSlices)
 		}
 		switch {
 		case r.Type == "shim" && r.Path == "" && r.Shim == "":

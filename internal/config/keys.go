@@ -112,6 +112,10 @@ var keys = []key{
 		at: func(c *Config, name string) any { return &c.runtime(name).Privileged }, check: anything},
 	{path: "runtimes.*.rlimits", doc: "Limits of its containers, as in [\"nofile=1024:524288\"] (soft, hard). Unset ones are the daemon's own.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Rlimits }, check: rlimits},
+	{path: "runtimes.*.snapshotter", doc: "How the layers of its containers' images are kept: erofs or overlayfs, made on demand where an image is kept otherwise; auto: as images.snapshotter had it.",
+		at: func(c *Config, name string) any { return &c.runtime(name).Snapshotter }, check: oneOf("auto", "erofs", "overlayfs")},
+	{path: "runtimes.*.cgroup_driver", doc: "Who makes its containers' cgroups: cgroupfs (the runtime itself, also below systemd's slices), systemd, or auto (as cgroup.driver, which says who makes the pods').",
+		at: func(c *Config, name string) any { return &c.runtime(name).CgroupDriver }, check: oneOf("auto", "cgroupfs", "systemd")},
 	{path: "runtimes.*.shim", doc: "For type shim without a path: the runtime's name, as io.containerd.kata.v2, which stands for containerd-shim-kata-v2.",
 		at: func(c *Config, name string) any { return &c.runtime(name).Shim }, check: optional(shimName)},
 	{path: "runtimes.*.shim_config", doc: "For type shim: the configuration file that the shim is told of. Empty: its own default.",
@@ -202,7 +206,7 @@ var keys = []key{
 
 func newRuntime() *Runtime {
 	return &Runtime{Type: "oci", PodAnnotations: []string{}, ContainerAnnotations: []string{}, Options: []string{}, SandboxContainer: "auto", Privileged: true,
-		Rlimits: []string{}}
+		Rlimits: []string{}, Snapshotter: "auto", CgroupDriver: "auto"}
 }
 
 // runtime is the table of that name, made with a runtime's defaults if it is new.

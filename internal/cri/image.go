@@ -21,7 +21,7 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	if err := s.c.Pods.CheckHandler(r.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, fmt.Errorf("pull image %s: image.runtime_handler: %w", ref, err)
 	}
-	im, err := s.c.Images.Pull(ctx, image.PullRequest{Ref: ref, Auth: auth(r.GetAuth())})
+	im, err := s.c.Images.Pull(ctx, image.PullRequest{Ref: ref, Auth: auth(r.GetAuth()), Handler: r.GetImage().GetRuntimeHandler()})
 	if err != nil {
 		return nil, err
 	}

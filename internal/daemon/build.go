@@ -122,18 +122,19 @@ func (d *daemon) open(ctx context.Context) error {
 func (d *daemon) podConfig(shim, driver, boot string) pod.Config {
 	c := d.cfg
 	return pod.Config{
-		Root:            c.Root,
-		State:           c.State,
-		NetnsDir:        c.Network.NetnsDir,
-		CgroupDriver:    driver,
-		CgroupParent:    c.Cgroup.Parent,
-		DefaultHandler:  c.DefaultRuntime,
-		PauseBinary:     shim,
-		Boot:            boot,
-		ExecOutputLimit: int64(c.Exec.SyncOutputLimit),
-		ShimTimeout:     shimTimeout,
-		ShimPatience:    shimPatience,
-		Traced:          d.tracer != nil,
+		Root:             c.Root,
+		State:            c.State,
+		NetnsDir:         c.Network.NetnsDir,
+		CgroupDriver:     driver,
+		CgroupParent:     c.Cgroup.Parent,
+		DefaultHandler:   c.DefaultRuntime,
+		PauseBinary:      shim,
+		Boot:             boot,
+		ExecOutputLimit:  int64(c.Exec.SyncOutputLimit),
+		CgroupfsHandlers: d.cgroupfsHandlers(),
+		ShimTimeout:      shimTimeout,
+		ShimPatience:     shimPatience,
+		Traced:           d.tracer != nil,
 	}
 }
 
@@ -294,6 +295,14 @@ func (d *daemon) imageConfig() image.Config {
 	for name, s := range c.Snapshotters {
 		out.Remotes = append(out.Remotes, image.Remote{Name: name, Address: s.Address, Timeout: s.Timeout})
 	}
+	for name, r := range c.Runtimes {
+		if r.Snapshotter != "auto" {
+			if out.Handlers == nil {
+				out.Handlers = map[string]string{}
+			}
+			out.Handlers[name] = r.Snapshotter
+		}
+	}
 	if d.measures() {
 		out.Pulled, out.Collected = d.metrics.Pulled, d.metrics.Collected
 	}
@@ -327,7 +336,7 @@ func (d *daemon) streamConfig() stream.Config {
 func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {
 	handlers := map[string]runtime.Handler{}
 	for name, r := range d.cfg.Runtimes {
-		h, err := openHandler(name, r, shim, driver == cgroup.Systemd)
+		h, err := openHandler(name, r, shim, driver)
 		if err != nil {
 			return nil, err
 		}

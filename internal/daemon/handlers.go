@@ -9,15 +9,19 @@ import (
 	"strings"
 
 	"github.com/berth-run/berth/internal/config"
+	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/runtime"
 )
 
 // openHandler turns a [runtimes] table into a runtime handler. A foreign shim is driven by berth-shim, which looks like an OCI runtime from
 // the outside, and so is runsc, which has no process on the host for each container: see internal/shim/foreign.
-func openHandler(name string, r *config.Runtime, shim string, systemd bool) (runtime.Handler, error) {
+func openHandler(name string, r *config.Runtime, shim, driver string) (runtime.Handler, error) {
+	systemd, err := r.SystemdCgroup(driver)
+	if err != nil {
+		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] %w", name, err)
+	}
 	program := name
 	if r.Type == "shim" && r.Shim != "" {
-		var err error
 		if program, err = config.ShimProgram(r.Shim); err != nil {
 			return runtime.Handler{}, fmt.Errorf("[runtimes.%s] shim: %w", name, err)
 		}
@@ -47,4 +51,14 @@ func openHandler(name string, r *config.Runtime, shim string, systemd bool) (run
 		}
 	}
 	return h, nil
+}
+
+// cgroupfsHandlers are those whose runtimes make cgroups themselves, whoever makes the pods'.
+func (d *daemon) cgroupfsHandlers() (names []string) {
+	for name, r := range d.cfg.Runtimes {
+		if r.CgroupDriver == cgroup.Cgroupfs {
+			names = append(names, name)
+		}
+	}
+	return names
 }

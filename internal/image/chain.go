@@ -24,6 +24,7 @@ const (
 
 // chain is the unpacked layers of one image, held by a read-only view: asked for once, and not for each container.
 type chain struct {
+	key     string             // as holdChain has it
 	remote  *remoteSnapshotter // has the layers, id of which is their chain ID; folders and links are empty then
 	id      string
 	folders []string // of the layers, topmost first
@@ -50,6 +51,7 @@ func (s *Store) holdChain(ctx context.Context, chainID, container string) (*chai
 		if c, err = s.makeChain(ctx, chainID); err != nil {
 			return nil, err
 		}
+		c.key = chainID
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

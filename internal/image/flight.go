@@ -64,7 +64,7 @@ func (p *progress) read() Progress {
 	return out
 }
 
-// Pull fetches and unpacks an image and returns it. Pulls of the same image with the same credentials join; the end of ctx ends
+// Pull fetches and unpacks an image, in the form that the runtime handler wants, and returns it. Pulls of the same image with the same credentials join; the end of ctx ends
 // the waiting, and the pull only after a while in which nobody came back for it. What a broken pull has fetched is
 // used by the next one.
 func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
@@ -72,7 +72,7 @@ func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	f, err := s.join(ctx, name, r.Auth)
+	f, err := s.join(ctx, name, r.Auth, s.formOf(r.Handler))
 	if err != nil {
 		return Image{}, err
 	}
@@ -99,17 +99,17 @@ func (s *Store) Pull(ctx context.Context, r PullRequest) (Image, error) {
 	}
 }
 
-func flightKey(name reference.Named, a *Auth) (string, error) {
+func flightKey(name reference.Named, a *Auth, form string) (string, error) {
 	raw, err := json.Marshal(a)
 	sum := sha256.Sum256(raw)
-	return name.String() + " " + hex.EncodeToString(sum[:]), err
+	return name.String() + " " + form + " " + hex.EncodeToString(sum[:]), err
 }
 
-func (s *Store) join(from context.Context, name reference.Named, a *Auth) (*flight, error) {
+func (s *Store) join(from context.Context, name reference.Named, a *Auth, form string) (*flight, error) {
 	if s.life.Err() != nil {
 		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
 	}
-	key, err := flightKey(name, a)
+	key, err := flightKey(name, a, form)
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", name, err)
 	}
@@ -120,7 +120,7 @@ func (s *Store) join(from context.Context, name reference.Named, a *Auth) (*flig
 	}
 	f := s.flights.all[key]
 	if f == nil {
-		f = s.takeOff(from, key, name, a)
+		f = s.takeOff(from, key, func(ctx context.Context, p *progress) (Image, error) { return s.pull(ctx, name, a, form, p) })
 	}
 	if f.waiting++; f.timer != nil {
 		f.timer.Stop()
@@ -130,14 +130,14 @@ func (s *Store) join(from context.Context, name reference.Named, a *Auth) (*flig
 }
 
 // takeOff begins a pull, which shows in the trace of the request that it is for. Preconditions: flights.mu is held.
-func (s *Store) takeOff(from context.Context, key string, name reference.Named, a *Auth) *flight {
+func (s *Store) takeOff(from context.Context, key string, pull func(context.Context, *progress) (Image, error)) *flight {
 	limited, release := context.WithTimeout(telemetry.Under(s.life, from), pullTime)
 	ctx, cancel := context.WithCancelCause(limited)
 	f := &flight{done: make(chan struct{}), cancel: cancel}
 	s.flights.all[key] = f
 	s.flights.wg.Go(func() {
 		defer release()
-		image, err := s.pull(ctx, name, a, &f.progress)
+		image, err := pull(ctx, &f.progress)
 		s.flights.mu.Lock()
 		f.image, f.err = image, err
 		if s.flights.all[key] == f {

@@ -153,7 +153,7 @@ func (u *unpacking) unpackInto(ctx context.Context, i int, folder string) (unpac
 }
 
 func (u *unpacking) unpackNow(ctx context.Context, i int, folder string) (unpacked, error) {
-	if u.s.erofs {
+	if u.erofs() {
 		l, err := u.convert(ctx, i, blobOf(folder))
 		if err == nil {
 			err = os.Chmod(folder, noBlob)

@@ -72,6 +72,8 @@ type Auth = registry.Auth
 type PullRequest struct {
 	Ref  string
 	Auth *Auth
+	// Handler is the runtime handler that the image is for; one that Config.Handlers does not have takes it as it is.
+	Handler string
 	// Progress, if set, is called a few times a second from the goroutine that waits in Pull.
 	Progress func(Progress)
 }
@@ -88,9 +90,9 @@ type Progress struct {
 
 // RootfsRequest asks for a container's root file system, and for what else of images it mounts.
 type RootfsRequest struct {
-	// ID is the container's.
-	ID      string
-	ImageID string
+	// ID is the container's, Handler the runtime handler that it is for.
+	ID, Handler string
+	ImageID     string
 	// VolumeIDs are the images that are mounted as volumes, read-only.
 	VolumeIDs []string
 	// Owner, if set, is the user namespace that all is for.

@@ -185,17 +185,23 @@ func hasBlobs(folders []string) (bool, error) {
 
 // chooseForm decides in which form new layers are kept; dir is for trying.
 func (s *Store) chooseForm(dir string) error {
-	if s.cfg.Snapshotter == overlayfs {
+	wants := ""
+	for _, handler := range slices.Sorted(maps.Keys(s.cfg.Handlers)) {
+		if s.cfg.Handlers[handler] == erofsForm {
+			wants = " of runtime handler " + handler
+		}
+	}
+	if s.cfg.Snapshotter == overlayfs && wants == "" {
 		return nil
 	}
 	err := probeEROFS(dir)
-	if err != nil && s.cfg.Snapshotter == erofsForm {
-		return fmt.Errorf("snapshotter %s: %w", erofsForm, err)
+	if err != nil && (s.cfg.Snapshotter == erofsForm || wants != "") {
+		return fmt.Errorf("snapshotter %s%s: %w", erofsForm, wants, err)
 	}
 	if err != nil {
 		s.log.Info("this kernel mounts no EROFS files; layers are kept as folders", "error", err)
 	}
-	s.erofs = err == nil
+	s.erofs = err == nil && s.cfg.Snapshotter != overlayfs
 	return nil
 }
 

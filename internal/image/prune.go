@@ -89,6 +89,11 @@ func (s *Store) parts(ctx context.Context, im Image, f func(id digest.Digest, by
 		s.counting.Unlock()
 		for _, c := range t.chain {
 			f(c, sizes[c.String()].bytes)
+			for _, form := range []string{erofsForm, overlayfs} {
+				if u, here := sizes[formKey(form, c.String())]; here {
+					f(digest.Digest(formKey(form, c.String())), u.bytes)
+				}
+			}
 		}
 		blobs := append(t.indexes, t.manifest.Digest, t.config.Digest)
 		for _, l := range slices.Concat(t.layers, t.unnamed) {

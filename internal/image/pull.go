@@ -46,15 +46,23 @@ type puller struct {
 	session  *registry.Session
 	lease    leases.Lease
 	progress *progress
+	// form is that in which layers that are not here yet are unpacked; empty: the node's.
+	form string
 	// names, of an import, are what the image is called. There is no session then.
 	names []string
 }
 
+// erofs tells whether layers become EROFS files.
+func (p *puller) erofs() bool { return p.form == erofsForm || p.form == "" && p.s.erofs }
+
 // pull does the work of a flight. Its errors name the image and the stage, and have a class.
-func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth, progress *progress) (Image, error) {
+func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth, form string, progress *progress) (Image, error) {
 	begin := time.Now()
 	ctx = scoped(ctx)
-	im, err := s.pullImage(ctx, name, a, progress)
+	im, err := s.pullImage(ctx, name, a, form, progress)
+	if err == nil {
+		_, err = s.chainIn(ctx, im, form)
+	}
 	if s.cfg.Pulled != nil {
 		s.cfg.Pulled(progress.report(ctx, time.Since(begin), err))
 	}
@@ -70,7 +78,7 @@ func (s *Store) pull(ctx context.Context, name reference.Named, a *Auth, progres
 	return im, nil
 }
 
-func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, progress *progress) (Image, error) {
+func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, form string, progress *progress) (Image, error) {
 	progress.at("resolve")
 	session, err := s.registry.Session(ctx, registry.Request{Name: name, Auth: a, CertsDirs: *s.certsDirs.Load()})
 	if err != nil {
@@ -91,7 +99,7 @@ func (s *Store) pullImage(ctx context.Context, name reference.Named, a *Auth, pr
 	if err != nil {
 		return Image{}, fmt.Errorf("begin: %w", err)
 	}
-	p := &puller{s: s, name: name, session: session, lease: lease, progress: progress}
+	p := &puller{s: s, name: name, session: session, lease: lease, progress: progress, form: form}
 	im, err := p.run(leases.WithLease(ctx, lease.ID), target)
 	if err := s.endPull(ctx, name, lease, err); err != nil {
 		s.log.Warn("end of pull", "image", name.String(), "error", err)

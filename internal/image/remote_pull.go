@@ -25,12 +25,12 @@ import (
 const inherited = "containerd.io/snapshot/"
 
 // snapshotter chooses who is to keep the layers: whoever has the image already, else whom the configuration says. Nil: the store itself, as with
-// artifacts and imports, which no registry has piece by piece.
+// artifacts and imports, which no registry has piece by piece, and for runtime handlers that want a form of the store's.
 func (p *puller) snapshotter(t *tree) *remoteSnapshotter {
 	if im := p.s.index.Load().byID[t.id().String()]; im != nil {
 		return p.s.remotes[im.Snapshotter]
 	}
-	if t.artifact != "" || p.session == nil {
+	if t.artifact != "" || p.session == nil || p.form != "" {
 		return nil
 	}
 	return p.s.remotes[p.s.cfg.Snapshotter]

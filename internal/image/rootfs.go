@@ -46,7 +46,7 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 }
 
 func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, error) {
-	im, c, err := s.holdImage(ctx, r.ImageID, r.ID)
+	im, c, err := s.holdImage(ctx, r.ImageID, r)
 	if err == nil {
 		err = im.Runnable()
 	}
@@ -54,13 +54,13 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		return Rootfs{}, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: im.chainKey()}
+	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: c.key}
 	if out.Root, err = s.overlay(ctx, c, r.Owner); err != nil {
 		return Rootfs{}, err
 	}
 	out.Root.Upper, out.Root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, id := range r.VolumeIDs {
-		im, c, err := s.holdImage(ctx, id, r.ID)
+		_, c, err := s.holdImage(ctx, id, r)
 		if err != nil {
 			return Rootfs{}, err
 		}
@@ -73,17 +73,22 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 		} else {
 			volume.Layers = append(volume.Layers, emptyName)
 		}
-		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, im.chainKey())
+		out.Volumes, rec.Volumes = append(out.Volumes, volume), append(rec.Volumes, c.key)
 	}
 	return out, makeWritable(dir, rec, r.Owner)
 }
 
-func (s *Store) holdImage(ctx context.Context, id, container string) (Image, *chain, error) {
+// holdImage returns an image with the layers that the container's handler wants.
+func (s *Store) holdImage(ctx context.Context, id string, r RootfsRequest) (Image, *chain, error) {
 	im, err := s.Status(id)
 	if err != nil {
 		return Image{}, nil, err
 	}
-	c, err := s.holdChain(ctx, im.chainKey(), container)
+	key, err := s.chainIn(ctx, im, s.formOf(r.Handler))
+	if err != nil {
+		return Image{}, nil, err
+	}
+	c, err := s.holdChain(ctx, key, r.ID)
 	if err != nil {
 		return Image{}, nil, fmt.Errorf("layers of image %s: %w", im.ID, err)
 	}

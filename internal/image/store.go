@@ -82,6 +82,8 @@ type Config struct {
 	// It may also name one of Remotes, which then has the layers of images that are pulled.
 	Snapshotter string
 	Remotes     []Remote
+	// Handlers are the snapshotters, "erofs" or "overlayfs", of the runtime handlers that want one of their own.
+	Handlers map[string]string
 	// Pulled and Collected, if set, are told of each pull and collection. They must not block.
 	Pulled    func(PullReport)
 	Collected func(took time.Duration, err error)
@@ -106,6 +108,11 @@ func (c Config) Validate() error {
 	for _, r := range c.Remotes {
 		if r.Name == "" || slices.Contains(ownForms, r.Name) || strings.Contains(r.Name, remoteParted) || !filepath.IsAbs(r.Address) || r.Timeout <= 0 {
 			return fmt.Errorf("image store: remote snapshotter %q: a name of its own, an absolute address and a timeout are needed", r.Name)
+		}
+	}
+	for handler, form := range c.Handlers {
+		if form != erofsForm && form != overlayfs {
+			return fmt.Errorf("image store: snapshotter %q of runtime handler %s is none of erofs, overlayfs", form, handler)
 		}
 	}
 	for _, p := range c.Pinned {

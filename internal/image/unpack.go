@@ -4,11 +4,9 @@ package image
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -180,41 +178,24 @@ func (u *unpacking) layerBlob(ctx context.Context, desc ocispec.Descriptor) erro
 }
 
 // extract unpacks a layer that is here into a snapshot.
-func (u *unpacking) extract(ctx context.Context, i int) (err error) {
-	key := extractPrefix + u.t.chain[i].String() + "-" + rand.Text()
-	mounts, err := u.s.snapshots.Prepare(ctx, key, "")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			if rerr := u.s.snapshots.Remove(context.WithoutCancel(ctx), key); rerr != nil && !errdefs.IsNotFound(rerr) {
-				err = errors.Join(err, rerr)
-			}
-		}
-	}()
-	if len(mounts) != 1 || mounts[0].Type != "bind" {
-		return fmt.Errorf("snapshotter offers %v, want one folder", mounts)
-	}
-	l, err := u.unpackInto(ctx, i, mounts[0].Source)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.close()) }()
-	if err := u.sameContent(i, l); err != nil {
-		return err
-	}
-	var opts []snapshots.Opt
+func (u *unpacking) extract(ctx context.Context, i int) error {
+	parent := ""
 	if i > 0 {
-		opts = append(opts, snapshots.WithParent(u.t.chain[i-1].String()))
+		parent = u.t.chain[i-1].String()
 	}
-	if err := u.waitBelow(ctx, i); err != nil {
-		return err
-	}
-	if err := u.finish(ctx, i, l); err != nil {
-		return err
-	}
-	return u.s.snapshots.Commit(ctx, u.t.chain[i].String(), key, opts...)
+	return u.s.intoSnapshot(ctx, u.t.chain[i].String(), parent, func(folder string) error {
+		l, err := u.unpackInto(ctx, i, folder)
+		if err != nil {
+			return err
+		}
+		if err = u.sameContent(i, l); err == nil {
+			err = u.waitBelow(ctx, i)
+		}
+		if err == nil {
+			err = u.finish(ctx, i, l)
+		}
+		return errors.Join(err, l.close())
+	})
 }
 
 // sameContent compares what was unpacked with what the configuration promises.

@@ -109,3 +109,19 @@ func TestACgroupThatCannotBeRemovedIsTriedAgainOrTakenOver(t *testing.T) {
 	}
 	n.mustBeEmpty(t)
 }
+
+func TestAHandlerMayMakeCgroupsItselfBelowSlices(t *testing.T) {
+	for _, c := range []struct{ driver, handler, parent, want string }{
+		{"systemd", "runc", "kubepods-pod1.slice", "kubepods-pod1.slice:berth:c1"},
+		{"systemd", "own", "kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice/c1"},
+		{"systemd", "own", "/kubepods.slice/kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice/c1"},
+		{"cgroupfs", "own", "/kubepods/pod1", "/kubepods/pod1/c1"},
+	} {
+		m := &Manager{cfg: Config{CgroupDriver: c.driver, CgroupfsHandlers: []string{"own"}}}
+		s := &Sandbox{m: m, Handler: c.handler}
+		s.rec.CgroupParent = c.parent
+		if got := s.cgroupsPath("c1"); got != c.want {
+			t.Errorf("%s, handler %s: got %s, want %s", c.driver, c.handler, got, c.want)
+		}
+	}
+}

@@ -180,7 +180,7 @@ func (c *Container) show() {
 	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
-		LogPath: c.paths.log, CgroupsPath: c.m.cgroupsPath(c.sandbox.Status().CgroupParent, c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,
+		LogPath: c.paths.log, CgroupsPath: c.sandbox.cgroupsPath(c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,
 		MountImages: r.MountImages})
 }
 

@@ -45,7 +45,7 @@ func (c *Container) removeBundle(context.Context) error { return mount.RemoveAll
 
 func (c *Container) mountRootfs(ctx context.Context) error {
 	r, owner := c.facts(), c.sandbox.owner()
-	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, ImageID: r.ImageID, VolumeIDs: r.volumeIDs(), Owner: owner})
+	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, Handler: c.sandbox.Handler, ImageID: r.ImageID, VolumeIDs: r.volumeIDs(), Owner: owner})
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (c *Container) removeTask(ctx context.Context) error {
 func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
 	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
-		CgroupsPath: c.m.cgroupsPath(s.facts().CgroupParent, c.ID), Paths: c.specPaths(),
+		CgroupsPath: s.cgroupsPath(c.ID), Paths: c.specPaths(),
 		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux})
 }
 

@@ -176,7 +176,7 @@ func (c *Container) applyResources(ctx context.Context, oci []byte, want *runtim
 	if err := shim.Update(ctx, c.ID, oci); err != nil {
 		return nil, fmt.Errorf("%s: update resources: %w", c, err)
 	}
-	path := c.m.cgroupsPath(c.sandbox.facts().CgroupParent, c.ID)
+	path := c.sandbox.cgroupsPath(c.ID)
 	if want.GetOomScoreAdj() != c.Status().Resources.GetOomScoreAdj() { // the OCI runtime sets it at the start only
 		if err := c.m.parts.Host.SetOOMScore(path, want.GetOomScoreAdj()); err != nil {
 			return nil, fmt.Errorf("%s: update resources: %w", c, err)

@@ -38,6 +38,8 @@ type Config struct {
 	// CgroupDriver is "cgroupfs" or "systemd"; CgroupParent holds pods that name no parent of their own.
 	CgroupDriver, CgroupParent string
 	DefaultHandler             string
+	// CgroupfsHandlers are the runtime handlers that make containers' cgroups themselves, in the pod's, also where CgroupDriver is "systemd".
+	CgroupfsHandlers []string
 	// PauseBinary is the static berth-shim, which is PID 1 of pods with a shared PID namespace.
 	PauseBinary string
 	// Boot is the kernel's boot ID.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -222,7 +223,7 @@ func (s *Sandbox) startPause(ctx context.Context) error {
 		return err
 	}
 	config, err := s.m.parts.Specs.Pause(SpecRequest{Sandbox: s.Config, SandboxID: s.ID, ContainerID: s.ID, Handler: s.Handler, Labels: s.facts().SELinux,
-		CgroupsPath: s.m.cgroupsPath(s.facts().CgroupParent, s.ID), Paths: s.specPaths(rootfs)})
+		CgroupsPath: s.cgroupsPath(s.ID), Paths: s.specPaths(rootfs)})
 	if err != nil {
 		return err
 	}
@@ -291,9 +292,15 @@ func (s *Sandbox) specPaths(rootfs string) SpecPaths {
 	return p
 }
 
-// cgroupsPath is an OCI cgroupsPath.
-func (m *Manager) cgroupsPath(parent, id string) string {
-	return cgroup.ContainerPath(m.cfg.CgroupDriver, parent, "berth", id)
+// cgroupsPath is the OCI cgroupsPath of one of the pod's containers.
+func (s *Sandbox) cgroupsPath(id string) string {
+	parent, driver := s.facts().CgroupParent, s.m.cfg.CgroupDriver
+	if driver == cgroup.Systemd && slices.Contains(s.m.cfg.CgroupfsHandlers, s.Handler) {
+		if folder, err := cgroup.ParentPath(cgroup.Systemd, parent); err == nil { // else it would have been refused
+			return cgroup.ContainerPath(cgroup.Cgroupfs, folder, "berth", id)
+		}
+	}
+	return cgroup.ContainerPath(driver, parent, "berth", id)
 }
 
 // cgroupParent is the cgroup that holds the pod's containers.
