@@ -16,9 +16,9 @@ import (
 const (
 	// maxEvents bounds what is kept for a containerd that is away.
 	maxEvents = 2048
-	// eventLimit bounds one try to hand an event over; eventPatience all of them, with eventPause in between.
+	// eventLimit bounds one try to hand an event over, and all of them once the shim ends; eventPatience all of them before, with eventPause in between.
 	eventLimit    = 5 * time.Second
-	eventPause    = time.Second
+	eventPause    = time.Second / 2
 	eventPatience = time.Minute
 )
 
@@ -27,7 +27,6 @@ type publisher struct {
 	namespace string
 	path      string
 	log       *slog.Logger
-	ending    chan struct{} // closed by close: no more waiting for a containerd that is away
 
 	mu    sync.Mutex
 	queue []wire.Envelope
@@ -36,7 +35,7 @@ type publisher struct {
 
 func newPublisher(config ContainerdConfig) *publisher {
 	return &publisher{
-		namespace: config.Namespace, path: strings.TrimPrefix(config.Events, "unix://"), log: config.Log, ending: make(chan struct{}),
+		namespace: config.Namespace, path: strings.TrimPrefix(config.Events, "unix://"), log: config.Log,
 	}
 }
 
@@ -105,28 +104,16 @@ func (p *publisher) deliver(client *rpc.Client, envelope wire.Envelope) *rpc.Cli
 			client.Close()
 			client = nil
 		}
-		if time.Since(envelope.Timestamp) > eventPatience || !p.pause() {
+		if time.Since(envelope.Timestamp) > eventPatience {
 			p.log.Error("an event is dropped: containerd does not take it", "topic", envelope.Topic, "err", err)
 			return nil
 		}
+		time.Sleep(eventPause)
 	}
 }
 
-// pause waits before the next try, unless there is to be none.
-func (p *publisher) pause() bool {
-	timer := time.NewTimer(eventPause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-p.ending:
-		return false
-	}
-}
-
-// close waits until all has been handed over, tried once more if containerd is away; at most for eventLimit.
+// close waits until all has been handed over, at most for eventLimit.
 func (p *publisher) close() {
-	close(p.ending)
 	p.mu.Lock()
 	busy := p.busy
 	p.mu.Unlock()
@@ -138,5 +125,6 @@ func (p *publisher) close() {
 	select {
 	case <-busy:
 	case <-timer.C:
+		p.log.Error("events are dropped: containerd does not take them")
 	}
 }

@@ -126,6 +126,7 @@ netns_mounts_under_state_dir = true
 default_runtime_name = "runc"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+%s
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
 BinaryName = %q
 SystemdCgroup = false
@@ -136,7 +137,7 @@ conf_dir = %q
 config_path = %q
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = %q
-%s`, d.Root, d.State, d.Socket, d.Spec.OCIRuntime, d.cniBin(), d.ConfDir, d.CertsDir, d.Spec.PauseImage, d.Spec.Config)
+%s`, d.Root, d.State, d.Socket, d.Spec.Runc, d.Spec.OCIRuntime, d.cniBin(), d.ConfDir, d.CertsDir, d.Spec.PauseImage, d.Spec.Config)
 }
 
 // Conflist is a bridge with IPv4 and IPv6 addresses, masquerading and port mapping.

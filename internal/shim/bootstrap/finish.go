@@ -5,6 +5,7 @@ package bootstrap
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shim"
 	"github.com/berth-run/berth/internal/shim/wire"
 )
@@ -35,7 +37,22 @@ func (inv invocation) delete(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := clearSocket(bundle); err != nil {
+		return err
+	}
 	_, err = out.Write(wire.Marshal(exit))
+	return err
+}
+
+// clearSocket removes the socket of the shim that was killed; one that others of a group use stays.
+func clearSocket(bundle string) error {
+	path, err := os.ReadFile(filepath.Join(bundle, addressName))
+	if err == nil {
+		err = sock.ClearStale(string(path))
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, sock.ErrServed) {
+		return nil
+	}
 	return err
 }
 

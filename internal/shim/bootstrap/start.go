@@ -27,6 +27,8 @@ const (
 	socketDir = "/run/containerd/s"
 	// logName is the FIFO in the bundle that takes a shim's log.
 	logName = "log"
+	// addressName is the file in the bundle with the socket's path, for delete.
+	addressName = "address"
 	// maxConfig bounds a bundle's config.json.
 	maxConfig = 16 << 20
 	// apiVersion is that of the Task API.
@@ -55,6 +57,9 @@ func (inv invocation) start(in io.Reader, out io.Writer) error {
 	}
 	socket, err := inv.socketPath(params.SocketDir)
 	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(addressName, []byte(socket), 0o600); err != nil {
 		return err
 	}
 	if err := inv.ensure(socket, params); err != nil {
