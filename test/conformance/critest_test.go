@@ -37,6 +37,27 @@ func TestValidationSuite(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "nri.sock")
 	d := daemon.Start(t, daemon.Spec{Config: fmt.Sprintf("\n[nri]\nenable = true\nsocket = %q\nplugin_dir = %q\nplugin_config_dir = %[2]q\n", socket, dir)})
+	suite(t, d, critest, "-nri-socket="+socket)
+}
+
+// TestContainerdWithOurShim is the suite against containerd, whose containers our shim runs: what its own shim passes, ours must, too.
+func TestContainerdWithOurShim(t *testing.T) {
+	critest := os.Getenv("CRITEST")
+	if critest == "" || os.Getenv("CRITEST_CONTAINERD") == "" {
+		t.Skip("not asked for: CRITEST_CONTAINERD=1 make critest CRITEST=/path/to/critest, after make bin/containerd/containerd-shim-runc-v2")
+	}
+	bin, err := daemon.BinDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("runtime_path = %q\n", filepath.Join(bin, "containerd-shim-berth-v1"))
+	d := daemon.Start(t, daemon.Spec{Kind: daemon.Containerd, Runc: config, PauseImage: "registry.k8s.io/pause:3.10.1"})
+	suite(t, d, critest)
+}
+
+// suite runs critest against a daemon.
+func suite(t *testing.T, d *daemon.Daemon, critest string, more ...string) {
+	t.Helper()
 	if fixtures := os.Getenv("FIXTURES"); fixtures != "" {
 		for _, registry := range registries {
 			mirror(t, d.CertsDir, registry, fixtures)
@@ -49,9 +70,9 @@ func TestValidationSuite(t *testing.T) {
 	args := []string{
 		"-runtime-endpoint=unix://" + d.Socket, "-image-endpoint=unix://" + d.Socket, "-ginkgo.no-color", "-ginkgo.json-report=" + report,
 		"-ginkgo.timeout=" + limit.String(),
-		"-nri-socket=" + socket,
 	}
-	cmd := exec.CommandContext(ctx, critest, append(args, strings.Fields(os.Getenv("CRITEST_FLAGS"))...)...)
+	args = append(append(args, more...), strings.Fields(os.Getenv("CRITEST_FLAGS"))...)
+	cmd := exec.CommandContext(ctx, critest, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

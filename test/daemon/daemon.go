@@ -131,6 +131,9 @@ func Prepare(spec Spec) (*Daemon, error) {
 		}
 	}
 	err = os.WriteFile(d.ConfigPath, []byte(d.config()), 0o600)
+	if err == nil && spec.Kind == Containerd { // as it makes them itself: the root of a user namespace passes through
+		err = errors.Join(os.Chmod(d.Root, 0o711), os.Chmod(d.State, 0o711))
+	}
 	if err == nil && !spec.NoNetwork {
 		err = d.WriteConflist(d.Conflist())
 	}

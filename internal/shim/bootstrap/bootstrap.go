@@ -98,6 +98,8 @@ func (inv invocation) run() error {
 		return nil
 	case inv.info:
 		return inv.tell(os.Stdin, os.Stdout)
+	case inv.action == shim.MountAction:
+		return shim.MountFrom(os.Stdin)
 	case inv.action == serveAction:
 		return shim.ServeContainerd(shim.ContainerdConfig{
 			Socket: inv.values["socket"], Namespace: inv.values["namespace"], Events: inv.values["events"], Version: inv.ourselves,
