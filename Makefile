@@ -95,6 +95,11 @@ test-streams: build ## the stream tests in full size: 1 GiB, 200 sessions, 10,00
 	$(AS_ROOT) env BERTH_TEST_STREAM_MIB=1024 BERTH_TEST_SESSIONS=200 BERTH_TEST_EXECS=10000 BERTH_TEST_LOOPS=100 $(GO) test -v -count=1 -timeout 60m \
 		-run 'TestMuchThrough|TestManySessionsAtOnce|TestManyExecsLeaveNothing|PortForward|TestAReset' ./test/integration
 
+.PHONY: test-registry
+test-registry: ## registries that misbehave, full disks, kills in the middle of pulls: all of it, in full size (ten minutes)
+	$(AS_ROOT) env BERTH_TEST_REGISTRY=full $(GO) test -v -count=1 -timeout 40m -run 'Misbehav|Bombs|Documents|Sizes|Slow|FillsUp|Kill|Loop' \
+		./internal/image ./internal/image/registry ./internal/image/layer
+
 .PHONY: test-fault
 test-fault: build ## kill -9 at every journal write, then recovery
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 20m $(FAULT)

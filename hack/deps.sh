@@ -18,6 +18,7 @@ needs=(
 	"iptables|iptables|CNI's bridge and portmap plugins"
 	"ip|iproute2|looking at networks in tests"
 	"static:busybox|busybox-static|the images that tests and demo make"
+	"mke2fs|e2fsprogs|small disks in tests"
 )
 if [ "${1:-}" = vm ]; then
 	needs+=(

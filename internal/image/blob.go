@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// resumes bounds tries in a row that brought next to nothing.
+	// resumes bounds tries in a row that brought next to nothing, and those of a blob that begin at its start again.
 	resumes      = 5
 	resumePause  = 250 * time.Millisecond
 	enoughToGoOn = 64 << 10
@@ -99,7 +99,7 @@ func (p *puller) here(ctx context.Context, desc ocispec.Descriptor) (bool, error
 // where it broke. A wrong digest is tried once more, past the mirrors.
 func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
 	wrong := false
-	for tries := 1; ; tries++ {
+	for tries, anew := 1, 0; ; tries++ {
 		got, err := p.attempt(ctx, desc)
 		afresh := false
 		switch {
@@ -114,6 +114,10 @@ func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
 			wrong, afresh = true, true
 			p.session.GoDirect()
 		case errors.Is(err, registry.ErrNoRange):
+			// Also what a registry says that has less than the manifest promises: each time all of it comes.
+			if anew++; anew > resumes {
+				return fmt.Errorf("%d times from its start: %w", anew, err)
+			}
 			afresh = true
 		case !registry.Interrupted(err) && !errors.Is(err, io.ErrUnexpectedEOF):
 			return err
@@ -130,7 +134,7 @@ func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
 		}
 		p.s.log.Debug("download is tried again", "image", p.name.String(), "blob", desc.Digest.String(), "afresh", afresh, "error", err)
 		select {
-		case <-time.After(resumePause<<tries + rand.N(resumePause)):
+		case <-time.After(p.s.resumePause<<tries + rand.N(p.s.resumePause)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -227,6 +228,8 @@ func classify(err error) error {
 		class = ErrUnsupported
 	case errors.Is(err, layer.ErrCorrupt), errors.Is(err, registry.ErrTooLarge):
 		class = ErrCorrupt
+	case errors.Is(err, registry.ErrNoRange), errors.Is(err, io.ErrUnexpectedEOF): // what came has ended too early, or its rest never comes
+		class = ErrUnavailable
 	}
 	if class != nil {
 		return fmt.Errorf("%w: %w", class, err)

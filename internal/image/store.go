@@ -148,6 +148,7 @@ type Store struct {
 	flights            flights
 	guard              guard
 	abandonAfter       time.Duration
+	resumePause        time.Duration // before a download that broke goes on
 	index              atomic.Pointer[index]
 	used               atomic.Pointer[usage]
 	options            []string // of every overlay mount
@@ -206,7 +207,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent,
 		MaxPerRegistry: cfg.MaxPerRegistry, CredentialFiles: cfg.CredentialFiles}, log),
 		platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
-		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, sizes: map[string]usage{},
+		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, resumePause: resumePause, sizes: map[string]usage{},
 		chains: map[string]*chain{}, users: map[string][]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
 	s.SetCertsDirs(cfg.CertsDirs)
 	s.guard.file = cfg.PolicyFile

@@ -287,7 +287,8 @@ func readInRootfs(t *testing.T, s *Store, im Image, file string) string {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := errors.Join(syscall.Unmount(target, 0), s.RemoveRootfs(t.Context(), id)); err != nil {
+		// Detached: a process that another test is just starting has this one's files open for a moment.
+		if err := errors.Join(syscall.Unmount(target, syscall.MNT_DETACH), s.RemoveRootfs(t.Context(), id)); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -397,79 +398,6 @@ func removedImageServes(t *testing.T, snapshotter, file string) {
 	}
 	if ids, err := s.Rootfses(); err != nil || len(ids) != 0 {
 		t.Errorf("left: %v, %v", ids, err)
-	}
-}
-
-func TestRegistriesThatMisbehave(t *testing.T) {
-	answer := func(code int) func(w http.ResponseWriter, r *http.Request) bool {
-		return func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "no", code); return true }
-	}
-	blobOnce := func(f func(w http.ResponseWriter, r *http.Request)) func(w http.ResponseWriter, r *http.Request) bool {
-		var n atomic.Int64
-		return func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") || n.Add(1) > 1 {
-				return false
-			}
-			f(w, r)
-			return true
-		}
-	}
-	var busy atomic.Int64
-	for name, c := range map[string]struct {
-		f    func(w http.ResponseWriter, r *http.Request) bool
-		want error // nil: the pull succeeds all the same
-	}{
-		"401":          {answer(401), ErrUnauthorized},
-		"403":          {answer(403), ErrUnauthorized},
-		"404":          {answer(404), ErrNotFound},
-		"500 for ever": {answer(500), ErrUnavailable},
-		"429 then fine": {func(w http.ResponseWriter, _ *http.Request) bool {
-			if busy.Add(1) > 2 {
-				return false
-			}
-			w.Header().Set("Retry-After", "0")
-			w.WriteHeader(http.StatusTooManyRequests)
-			return true
-		}, nil},
-		"stalls in a blob then fine": {blobOnce(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "100000")
-			w.WriteHeader(http.StatusOK)
-			w.(http.Flusher).Flush()
-			<-r.Context().Done()
-		}), nil},
-		"breaks in a blob then fine": {blobOnce(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Length", "100000")
-			w.WriteHeader(http.StatusOK)
-			w.(http.Flusher).Flush()
-			panic(http.ErrAbortHandler)
-		}), nil},
-		"other content": {func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
-				return false
-			}
-			w.Write(bytes.Repeat([]byte("something else"), 1<<16))
-			return true
-		}, ErrCorrupt},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			reg, s := newRegistry(t), openStore(t, t.TempDir())
-			reg.Config.ErrorLog = log.New(io.Discard, "", 0)
-			ref := reg.push(t, "x:1", imageOf(t, v1.Config{User: name}, layerOf(t, map[string]string{"f": strings.Repeat(name, 10000)})))
-			reg.misbehave(c.f)
-			_, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: &Auth{Username: "u", Password: "hunter2"}})
-			if c.want == nil && err != nil || c.want != nil && !errors.Is(err, c.want) {
-				t.Fatalf("got %v, want %v", err, c.want)
-			}
-			if err != nil && (!strings.Contains(err.Error(), ref) || strings.Contains(err.Error(), "hunter2")) {
-				t.Errorf("error %q: must name the image and no secret", err)
-			}
-			if c.want != nil && len(s.List()) != 0 {
-				t.Error("a half image is visible")
-			}
-			reg.misbehave(nil)
-			mustPull(t, s, ref) // the next correct request works
-		})
 	}
 }
 

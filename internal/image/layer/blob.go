@@ -53,9 +53,9 @@ func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Bl
 	}
 	defer closer()
 	digester := digest.Canonical.Digester()
-	stream := io.TeeReader(plain, digester.Hash())
+	stream := io.TeeReader(&bounded{ctx: ctx, r: plain, room: room}, digester.Hash())
 	b := &Blob{tree: newTree(), w: erofs.NewWriter(f)}
-	if err = b.read(ctx, stream, room); err == nil {
+	if err = b.read(stream, room); err == nil {
 		_, err = io.Copy(io.Discard, stream) // what follows the end of the archive counts for the digest
 	}
 	if err != nil {
@@ -71,11 +71,8 @@ func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Bl
 	return b, nil
 }
 
-func (b *Blob) read(ctx context.Context, stream io.Reader, room *entries) error {
+func (b *Blob) read(stream io.Reader, room *entries) error {
 	for archive := tar.NewReader(stream); ; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -84,26 +81,13 @@ func (b *Blob) read(ctx context.Context, stream io.Reader, room *entries) error 
 			err = room.fits(h)
 		}
 		if err == nil {
-			room.strip(h)
-			err = b.tree.add(h, b.w, ended{ctx, archive})
+			strip(h)
+			err = b.tree.add(h, b.w, archive)
 		}
 		if err != nil {
 			return err
 		}
 	}
-}
-
-// ended is a reader that ends with a context: a file can be as large as the disk.
-type ended struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (e ended) Read(p []byte) (int, error) {
-	if err := e.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return e.Reader.Read(p)
 }
 
 // name finds the paths of implied folders that are still in the tree.

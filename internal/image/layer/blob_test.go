@@ -161,7 +161,7 @@ func FuzzConvert(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer blob.Close()
-		b, err := convert(t.Context(), blob, bytes.NewReader(raw), &entries{free: 16 << 20, inodes: 1000})
+		b, err := convert(t.Context(), blob, bytes.NewReader(raw), &entries{free: 16 << 20, inodes: 1000, memory: maxMemory})
 		if err != nil {
 			return
 		}

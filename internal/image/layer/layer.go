@@ -36,7 +36,7 @@ const (
 	// maxWindow bounds what a zstd frame may ask to be kept in memory.
 	maxWindow = 128 << 20
 	readAhead = 256 << 10
-	// maxEntries bounds what is remembered of a layer while it is unpacked.
+	// maxEntries bounds the files of a layer where the file system does not count them.
 	maxEntries = 8 << 20
 )
 
@@ -78,11 +78,11 @@ func Apply(ctx context.Context, to Target, r io.Reader) (_ Result, err error) {
 	}
 	defer closer()
 	digester := digest.Canonical.Digester()
-	stream := io.TeeReader(plain, digester.Hash())
 	entries, err := newEntries(dir, r)
 	if err != nil {
 		return Result{}, err
 	}
+	stream := io.TeeReader(&bounded{ctx: ctx, r: plain, room: entries}, digester.Hash())
 	opts := []archive.ApplyOpt{archive.WithFilter(entries.see)}
 	if to.Overlay {
 		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
@@ -143,6 +143,7 @@ type entries struct {
 	named, entered map[string]struct{}
 	bytes, free    uint64
 	count, inodes  uint64
+	memory         int // that is left
 }
 
 // Returner is a compressed layer that gives its space back to the disk while it is read: a layer's reader may be one.
@@ -156,7 +157,7 @@ func newEntries(dir string, r io.Reader) (*entries, error) {
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return nil, fmt.Errorf("file system of %s: %w", dir, err)
 	}
-	e := &entries{named: map[string]struct{}{}, entered: map[string]struct{}{}, free: st.Bavail * uint64(st.Bsize), inodes: maxEntries}
+	e := &entries{named: map[string]struct{}{}, entered: map[string]struct{}{}, free: st.Bavail * uint64(st.Bsize), inodes: maxEntries, memory: maxMemory}
 	if back, ok := r.(Returner); ok {
 		e.free += uint64(max(back.Returns(), 0))
 	}
@@ -186,6 +187,10 @@ func (e *entries) see(h *tar.Header) (bool, error) {
 	if err := e.fits(h); err != nil {
 		return false, err
 	}
+	strip(h)
+	if err := e.remember(h); err != nil {
+		return false, err
+	}
 	name := path.Clean("/" + h.Name)
 	if h.Typeflag == tar.TypeDir {
 		e.named[name] = struct{}{}
@@ -196,16 +201,7 @@ func (e *entries) see(h *tar.Header) (bool, error) {
 		}
 		e.entered[dir] = struct{}{}
 	}
-	e.strip(h)
 	return true, nil
-}
-
-// strip takes out the attributes in which overlayfs keeps its own books. An image that could write them would say which folders are merged
-// with which.
-func (*entries) strip(h *tar.Header) {
-	maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool {
-		return strings.HasPrefix(k, xattrPrefix+"trusted.overlay.") || strings.HasPrefix(k, xattrPrefix+"user.overlay.")
-	})
 }
 
 func (e *entries) unnamed() []string {

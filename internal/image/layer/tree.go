@@ -21,7 +21,6 @@ const (
 	typeMask, permMask                        = 0o170000, 0o7777
 	modeDir, modeReg, modeLink                = 0o040000, 0o100000, 0o120000
 	modeChar, modeBlock, modeFifo             = 0o020000, 0o060000, 0o010000
-	maxNodes                                  = 2 << 20
 	maxDepth, maxPath, maxTarget, maxSymlinks = 2048, 4000, 4095, 255
 
 	whiteoutPrefix = ".wh."
@@ -32,14 +31,14 @@ const (
 
 // tree is a layer's files.
 type tree struct {
-	root  *erofs.Inode
-	nodes int
+	root   *erofs.Inode
+	memory int // that is left
 	// implied are folders that something is in and that have no entry of their own.
 	implied map[*erofs.Inode]struct{}
 }
 
 func newTree() *tree {
-	return &tree{root: folder(), nodes: 1, implied: map[*erofs.Inode]struct{}{}}
+	return &tree{root: folder(), memory: maxTree, implied: map[*erofs.Inode]struct{}{}}
 }
 
 func folder() *erofs.Inode {
@@ -47,14 +46,26 @@ func folder() *erofs.Inode {
 }
 
 // errTooMany: more files than are kept in memory. Such a layer is unpacked file by file.
-var errTooMany = fmt.Errorf("layer has more than %d files", maxNodes)
+var errTooMany = fmt.Errorf("files of the layer take more than %d bytes of memory", maxTree)
+
+// remember takes memory for something.
+func (t *tree) remember(n int) error {
+	if t.memory -= n; t.memory < 0 {
+		return errTooMany
+	}
+	return nil
+}
 
 func (t *tree) put(dir *erofs.Inode, name string, i *erofs.Inode) error {
 	if len(name) > erofs.MaxName || strings.ContainsRune(name, 0) {
 		return fmt.Errorf("%w: file name of %d characters", ErrCorrupt, len(name))
 	}
-	if t.nodes++; t.nodes > maxNodes {
-		return errTooMany
+	n := nodeMemory + 2*len(name) + len(i.Target)
+	if i.IsDir() {
+		n += folderMemory
+	}
+	if err := t.remember(n); err != nil {
+		return err
 	}
 	dir.Entries[name] = i
 	return nil
@@ -138,6 +149,10 @@ func (t *tree) add(h *tar.Header, w *erofs.Writer, data io.Reader) error {
 		if err := w.Data(i, data, h.Size); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	// Encoded they are there once more.
+	if err := t.remember(2 * textOf(h.PAXRecords)); err != nil {
+		return err
 	}
 	return attributes(i, h)
 }

@@ -285,7 +285,6 @@ func narrow(r *http.Request) *http.Request {
 		return r // narrowed before: this is where the registry redirects to
 	}
 	r = r.Clone(r.Context())
-	r.Header.Set("Accept-Encoding", "identity") // parts of what is compressed on the way are none of the blob's
 	r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, part.to-1))
 	return r
 }

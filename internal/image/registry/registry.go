@@ -47,6 +47,8 @@ type Config struct {
 	CredentialFiles []string
 	// HelperTime bounds a credential helper; 0: 10 s.
 	HelperTime time.Duration
+	// Pause is what the first retry of a request waits, the next ones longer; 0: 200 ms.
+	Pause time.Duration
 }
 
 // Client talks to all registries.
@@ -67,6 +69,9 @@ func New(cfg Config, log *slog.Logger) *Client {
 	}
 	if cfg.HelperTime == 0 {
 		cfg.HelperTime = helperTime
+	}
+	if cfg.Pause == 0 {
+		cfg.Pause = firstPause
 	}
 	return &Client{cfg: cfg, log: log, buffers: semaphore.NewWeighted(maxBuffers), tokens: newTokens()}
 }

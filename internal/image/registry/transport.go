@@ -50,8 +50,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := t.session.mayAsk(r); err != nil {
 		return fail(err)
 	}
-	r = narrow(stripped(r))
-	pause := firstPause
+	r = narrow(asIs(stripped(r)))
+	pause := t.session.client.cfg.Pause
 	for try := 1; ; try++ {
 		resp, err := t.once(r)
 		if r.Context().Err() != nil && err != nil {
@@ -70,6 +70,9 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			resp.Body.Close()
 			t.session.whole.Store(true)
 			return fail(&Error{host: host, text: "sends all of a blob where a part is asked for", class: ErrNoRange})
+		case strings.Contains(resp.Header.Get("Content-Encoding"), "zstd"):
+			resp.Body.Close()
+			return fail(&Error{host: host, text: "answer has the content encoding zstd, which was not asked for", class: ErrUnavailable})
 		default:
 			if resp.StatusCode >= http.StatusBadRequest && resp.StatusCode != http.StatusUnauthorized {
 				seen.add(statusError(host, resp.StatusCode, nil), origin)
@@ -117,34 +120,6 @@ func rewind(r *http.Request) bool {
 	body, err := r.GetBody()
 	r.Body = body
 	return err == nil
-}
-
-// harmless are the headers that a host which a registry redirects to gets.
-var harmless = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
-
-// stripped takes from a request that was redirected to another host what is for the first one only: credentials, and the headers of
-// hosts.toml. net/http does so for Authorization, unless just the port is another one or the host is below the first.
-func stripped(r *http.Request) *http.Request {
-	if r.Response == nil || r.Response.Request == nil || asked(r).URL.Host == r.URL.Host {
-		return r
-	}
-	r = r.Clone(r.Context())
-	kept := http.Header{}
-	for _, k := range harmless {
-		if v, ok := r.Header[k]; ok {
-			kept[k] = v
-		}
-	}
-	r.Header = kept
-	return r
-}
-
-// asked is the request that led to r by redirects.
-func asked(r *http.Request) *http.Request {
-	for r.Response != nil && r.Response.Request != nil {
-		r = r.Response.Request
-	}
-	return r
 }
 
 // worthRetry knows the statuses that pass.
