@@ -29,7 +29,7 @@ const importPrefix = "import-"
 
 // Import takes the images of an archive (OCI layout, or one of `docker save`; with gzip, zstd or neither) that are for this node. Name is for
 // an archive with one image and no name for it. All images are there, or none of them is. Errors: ErrCorrupt, ErrNoSpace, ErrUnsupported,
-// ErrInvalidReference.
+// ErrInvalidReference, ErrRefused: the signature policy lets no archive have the name.
 func (s *Store) Import(ctx context.Context, r io.Reader, name string) ([]Image, error) {
 	id := importPrefix + rand.Text()
 	ctx = scoped(ctx)
@@ -80,6 +80,9 @@ func (s *Store) importAll(ctx context.Context, lease leases.Lease, r io.Reader, 
 	if err != nil {
 		return nil, err
 	}
+	if err := s.mayImport(todo); err != nil {
+		return nil, err
+	}
 	var trees []*tree
 	pullers := make([]*puller, len(todo))
 	for i, one := range todo {
@@ -103,6 +106,22 @@ func (s *Store) importAll(ctx context.Context, lease leases.Lease, r io.Reader, 
 		out = append(out, im)
 	}
 	return out, nil
+}
+
+// mayImport asks the signature policy about each name.
+func (s *Store) mayImport(todo []importable) error {
+	for _, one := range todo {
+		for _, n := range one.names {
+			named, err := reference.ParseNamed(n)
+			if err == nil {
+				err = s.guard.given(named, true)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", n, err)
+			}
+		}
+	}
+	return nil
 }
 
 // importables are the images of an archive that are for this node.

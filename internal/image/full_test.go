@@ -109,8 +109,8 @@ func phases(t *testing.T, im v1.Image) []phase {
 		all = append(all, phase{fmt.Sprintf("layer %d begins", i), path, 0, 0}, phase{fmt.Sprintf("layer %d is half here", i), path, 1 << 20, 0},
 			phase{fmt.Sprintf("layer %d is here", i), path, 1 << 40, 0})
 	}
-	for _, later := range []time.Duration{1, 3, 6, 10, 15, 25, 40, 80} {
-		all = append(all, phase{fmt.Sprintf("%d ms after the layers", later), layerPath(t, im, 1), 1 << 40, later * time.Millisecond})
+	for _, later := range []int{1, 3, 6, 10, 15, 25, 40, 80} {
+		all = append(all, phase{fmt.Sprintf("%d ms after the layers", later), layerPath(t, im, 1), 1 << 40, time.Duration(later) * time.Millisecond})
 	}
 	return all
 }

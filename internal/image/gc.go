@@ -67,7 +67,8 @@ func (s *Store) suspect(ctx context.Context) error {
 	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
-	if err := s.snapshots.Remove(ctx, name); err != nil {
+	// A collection that is under way may be faster.
+	if err := s.snapshots.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	raw := []byte(name)
@@ -75,7 +76,10 @@ func (s *Store) suspect(ctx context.Context) error {
 	if err := content.WriteBlob(ctx, s.content, name, bytes.NewReader(raw), desc); err != nil {
 		return err
 	}
-	return s.content.Delete(ctx, desc.Digest)
+	if err := s.content.Delete(ctx, desc.Digest); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
 }
 
 // emptyTrash deletes the writable layers of removed containers, one after the other. It is not part of the collection, which a

@@ -75,5 +75,15 @@ func (g *guard) check(ctx context.Context, session *registry.Session, name refer
 	return nil
 }
 
+// given is nil when an image that is here, or in an archive, may have a name that it was not pulled by.
+func (g *guard) given(name reference.Named, archive bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.broken != nil || g.policy == nil {
+		return g.broken
+	}
+	return g.policy.Given(name, archive)
+}
+
 // ReloadPolicy reads the signature policy anew. With an error the former one stays in force.
 func (s *Store) ReloadPolicy() error { return s.guard.load() }

@@ -3,6 +3,7 @@
 package image
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -170,5 +171,52 @@ func TestAnUnreachableSignatureIsNoRefusal(t *testing.T) {
 	})
 	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "signatures") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestThePolicyDecidesWhatIsImportedAndTagged(t *testing.T) {
+	reg, dir := newRegistry(t), t.TempDir()
+	file, public := filepath.Join(dir, "policy.json"), filepath.Join(dir, "key.pem")
+	signingKey(t, public)
+	policy := func(s *Store, archives string) {
+		text := fmt.Sprintf(`{"default":[{"type":"reject"}],"transports":{"docker":{"%s":[{"type":"insecureAcceptAnything"}],"open.example":[{"type":"insecureAcceptAnything"}],
+			"secret.example":[{"type":"sigstoreSigned","keyPath":%q}]}%s}}`, reg.host(), public, archives)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s != nil {
+			if err := s.ReloadPolicy(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	policy(nil, "")
+	s := openWith(t, t.TempDir(), func(c *Config) { c.PolicyFile, c.KeepLayers = file, true })
+	ref := reg.push(t, "x:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": "x"})))
+	im := mustPull(t, s, ref)
+	archive := exported(t, s, ref)
+	if _, _, err := s.Tag(t.Context(), ref, "secret.example/x:1"); !errors.Is(err, ErrRefused) {
+		t.Errorf("tagged: %v", err)
+	}
+	if _, _, err := s.Tag(t.Context(), ref, "open.example/x:1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive), "secret.example/x:1"); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), file) {
+		t.Errorf("imported: %v", err)
+	}
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive), "open.example/y:1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Status("secret.example/x:1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	policy(s, `,"oci-archive":{"":[{"type":"insecureAcceptAnything"}]}`)
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive), "secret.example/x:1"); err != nil {
+		t.Error(err)
+	}
+	policy(s, "")
+	// What it is called already it may be called again.
+	if _, _, err := s.Tag(t.Context(), im.ID, "secret.example/x:1"); err != nil {
+		t.Error(err)
 	}
 }

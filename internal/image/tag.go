@@ -5,6 +5,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
@@ -15,7 +16,7 @@ import (
 )
 
 // Tag gives an image, by name or ID, one more name, and returns that in full. A name that another image has is taken from that one. It is
-// idempotent. Errors: ErrNotFound, ErrInvalidReference.
+// idempotent. Errors: ErrNotFound, ErrInvalidReference, ErrRefused: the signature policy has the name for pulls only.
 func (s *Store) Tag(ctx context.Context, ref, name string) (Image, string, error) {
 	named, err := normalize(name)
 	if err != nil {
@@ -27,6 +28,11 @@ func (s *Store) Tag(ctx context.Context, ref, name string) (Image, string, error
 	im, err := s.Status(ref)
 	if err != nil {
 		return Image{}, "", err
+	}
+	if !slices.Contains(im.RepoTags, named.String()) {
+		if err := s.guard.given(named, false); err != nil {
+			return Image{}, "", fmt.Errorf("tag image %s as %s: %w", ref, named, err)
+		}
 	}
 	ctx = scoped(ctx)
 	err = s.db.Update(func(tx *bolt.Tx) error {

@@ -154,3 +154,16 @@ func (a *archiver) content(at string, size int64) error {
 	_, err = io.CopyN(a.w, ended{a.ctx, f}, size)
 	return err
 }
+
+// ended is a reader that ends with a context: a file can be as large as the disk.
+type ended struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (e ended) Read(p []byte) (int, error) {
+	if err := e.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return e.Reader.Read(p)
+}

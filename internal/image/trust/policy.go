@@ -28,15 +28,19 @@ var (
 const (
 	// maxFile bounds the policy and each file that it names.
 	maxFile = 4 << 20
-	// docker is the transport of images from registries; the others are not the node's.
+	// docker is the transport of images from registries, archives are those of files that are imported; the others are not the node's.
 	docker = "docker"
 )
+
+var archives = []string{"oci-archive", "docker-archive"}
 
 // Policy says what each image needs. It is never changed.
 type Policy struct {
 	file       string
 	otherwise  []requirement
 	registries map[string][]requirement
+	// archives are what images of files need, of whatever name; nil: what their name needs.
+	archives []requirement
 }
 
 // requirement is one thing that an image needs; all of a scope's must hold.
@@ -85,6 +89,15 @@ func load(file string) (*Policy, error) {
 	for scope, raw := range f.Transports[docker] {
 		if p.registries[scope], err = requirements("scope "+scope, raw); err != nil {
 			return nil, err
+		}
+	}
+	for _, transport := range archives { // which of both an archive is, nobody says; it comes from no path that a scope could name
+		if raw, ok := f.Transports[transport][""]; ok {
+			r, err := requirements("transport "+transport, raw)
+			if err != nil {
+				return nil, err
+			}
+			p.archives = append(p.archives, r...)
 		}
 	}
 	return p, nil
@@ -172,6 +185,22 @@ func (p *Policy) Open(name reference.Named) bool {
 		}
 	}
 	return true
+}
+
+// Given tells whether an image that is not pulled may have a name: nil or ErrRefused. Nothing is known of its signatures, so a name that asks for
+// one is for pulls only; but of archives the policy may say something else, as containers-policy.json(5) has it.
+func (p *Policy) Given(name reference.Named, archive bool) error {
+	where, all := p.scope(name)
+	where = fmt.Sprintf("scope %q", where)
+	if archive && p.archives != nil {
+		where, all = "archives", p.archives
+	}
+	for _, r := range all {
+		if r.kind != acceptAnything {
+			return fmt.Errorf("policy %s, %s, requirement %s: only a pull can meet it: %w", p.file, where, r.kind, ErrRefused)
+		}
+	}
+	return nil
 }
 
 // strict decodes JSON of which every key must be known.

@@ -124,3 +124,27 @@ func FuzzPolicy(f *testing.F) {
 		}
 	})
 }
+
+func TestNamesThatAreGivenWithoutAPull(t *testing.T) {
+	const registries = `"docker":{"open.example":[{"type":"insecureAcceptAnything"}],"signed.example":[{"type":"signedBy","keyPath":"/k"}]}`
+	for policy, want := range map[string]map[string][2]bool{ // of tags, of archives
+		registries: {"open.example/x": {true, true}, "signed.example/x": {false, false}, "other/x": {false, false}},
+		registries + `,"oci-archive":{"":[{"type":"insecureAcceptAnything"}]}`:                                           {"open.example/x": {true, true}, "signed.example/x": {false, true}},
+		registries + `,"docker-archive":{"":[{"type":"reject"}]}`:                                                        {"open.example/x": {true, false}},
+		registries + `,"docker-archive":{"":[{"type":"reject"}]},"oci-archive":{"":[{"type":"insecureAcceptAnything"}]}`: {"open.example/x": {true, false}},
+		registries + `,"docker-archive":{"/some/path":[{"type":"insecureAcceptAnything"}]}`:                              {"signed.example/x": {false, false}},
+	} {
+		p, err := Load(write(t, "policy.json", `{"default":[{"type":"reject"}],"transports":{`+policy+`}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ref, of := range want {
+			for i, archive := range []bool{false, true} {
+				err := p.Given(named(t, ref), archive)
+				if of[i] != (err == nil) || !of[i] && (!errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "policy.json")) {
+					t.Errorf("%s\n%s, archive %t: %v", policy, ref, archive, err)
+				}
+			}
+		}
+	}
+}
