@@ -20,15 +20,13 @@ func (r *rig) density(ctx context.Context) error {
 	if err == nil {
 		err = errors.Join(r.rest(ctx), r.lists(ctx), r.restart(ctx))
 	}
-	for _, p := range pods { // whatever was started
-		if p.sandbox == "" {
-			continue
+	return errors.Join(err, each(ctx, len(pods), func(ctx context.Context, i int) error {
+		if pods[i].sandbox == "" { // it was not started
+			return nil
 		}
-		if _, stopErr := r.stopPod(ctx, p, false); stopErr != nil {
-			return errors.Join(err, stopErr)
-		}
-	}
-	return err
+		_, err := r.stopPod(ctx, pods[i], false)
+		return err
+	}))
 }
 
 // rest measures memory and CPU while nobody asks anything.
@@ -101,6 +99,10 @@ func (r *rig) lists(ctx context.Context) error {
 		}},
 		{"ListPodSandboxStats", func() error {
 			_, err := r.d.Runtime.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
+			return err
+		}},
+		{"ListPodSandboxMetrics", func() error {
+			_, err := r.d.Runtime.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{})
 			return err
 		}},
 	} {

@@ -54,6 +54,9 @@ func newRig(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t *
 		}
 		r.usage = usage
 		d.Spec.Launcher = []string{"sh", "-c", enter, parent + "/daemon"}
+		if err := widen(d); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
 		if err := errors.Join(d.Launch(ctx), d.WaitNetwork(ctx, true)); err != nil {
 			return nil, errors.Join(err, errors.New(d.LogTail(20)), d.Close())
 		}
@@ -73,6 +76,15 @@ func newRig(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t *
 		return nil, errors.Join(err, r.close())
 	}
 	return r, nil
+}
+
+// widen gives the daemon's network room for a thousand pods instead of 253.
+func widen(d *daemon.Daemon) error {
+	var a, b, c int
+	if _, err := fmt.Sscanf(d.Subnet4, "%d.%d.%d.", &a, &b, &c); err != nil {
+		return fmt.Errorf("subnet %s: %w", d.Subnet4, err)
+	}
+	return d.WriteConflist(strings.Replace(d.Conflist(), d.Subnet4+"0/24", fmt.Sprintf("%d.%d.%d.0/22", a, b, c&^3), 1))
 }
 
 // close ends the runtime and takes all that it made away; a foreign one only gives back the image.
