@@ -41,7 +41,8 @@ func TestMain(m *testing.M) {
 }
 
 func childConfig(dir string) Config {
-	return Config{Root: filepath.Join(dir, "image"), Rootfs: filepath.Join(dir, "rootfs"), MaxConcurrentDownloads: 3, StallTimeout: 30 * time.Second, SkipSync: true}
+	return Config{Root: filepath.Join(dir, "image"), Rootfs: filepath.Join(dir, "rootfs"), MaxConcurrentDownloads: 3, LayerConnections: 3,
+		StallTimeout: 30 * time.Second, SkipSync: true}
 }
 
 // killInPull pulls in another process and kills it with SIGKILL once ready is closed.

@@ -257,20 +257,20 @@ func encoded(t *testing.T, w http.ResponseWriter, how string, data []byte) bool 
 	return true
 }
 
-// sent counts the bytes of bodies.
-type sent struct {
+// sending counts the bytes of bodies.
+type sending struct {
 	http.ResponseWriter
 	n *atomic.Int64
 }
 
-func (s sent) Write(p []byte) (int, error) {
+func (s sending) Write(p []byte) (int, error) {
 	n, err := s.ResponseWriter.Write(p)
 	s.n.Add(int64(n))
 	return n, err
 }
 
-func (s sent) Flush()                      { s.ResponseWriter.(http.Flusher).Flush() }
-func (s sent) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+func (s sending) Flush()                      { s.ResponseWriter.(http.Flusher).Flush() }
+func (s sending) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 // hurry makes the pauses between tries short. A stall is what takes longer than any machine does, but where there is one.
 func hurry(s *Store, stalls bool) {
@@ -313,7 +313,7 @@ func TestRegistriesThatMisbehave(t *testing.T) {
 				case !strings.HasSuffix(r.URL.Path, path) || r.Method != http.MethodGet:
 					return false
 				}
-				counted := sent{w, &bytes}
+				counted := sending{w, &bytes}
 				if c.layer == nil || !c.layer(counted, r, layers.Add(1), whole) {
 					send(counted, r, whole)
 				}
