@@ -167,13 +167,27 @@ func tool(name string, args ...string) func(context.Context) ([]byte, error) {
 	}
 }
 
+// telling are words in the names of secrets.
+const telling = `(?:passw(?:or)?d|secret|token|authorization|auth|credential|private[_-]?key|api[_-]?key)`
+
 // secret finds values behind names that tell of secrets, in JSON, TOML, YAML, command lines and logs.
-var secret = regexp.MustCompile(`(?i)("?[\w.-]*(?:passw(?:or)?d|secret|token|authorization|auth|credential|private[_-]?key|api[_-]?key)[\w.-]*"?\s*[:=]\s*)("(?:[^"\\]|\\.)*"|(?:basic|bearer)\s+\S+|[^\s,;"}]+)`)
+var secret = regexp.MustCompile(`(?i)("?[\w.-]*` + telling + `[\w.-]*"?\s*[:=]\s*)("(?:[^"\\]|\\.)*"|(?:basic|bearer)\s+\S+|[^\s,;"}]+)`)
+
+// pair finds them where name and value are members of their own, as in lists of environment variables; quoted and quotedPair both in JSON within a JSON
+// string, as in kubectl's annotation of the last applied configuration.
+var (
+	pair       = regexp.MustCompile(`(?i)("(?:name|key)"\s*:\s*"[^"]*` + telling + `[^"]*"\s*,\s*"value"\s*:\s*)"(?:[^"\\]|\\.)*"`)
+	quoted     = regexp.MustCompile(`(?i)(\\"[\w.-]*` + telling + `[\w.-]*\\"\s*:\s*\\")(?:[^"\\]|\\\\\\?.)*`)
+	quotedPair = regexp.MustCompile(`(?i)(\\"(?:name|key)\\"\s*:\s*\\"[^"\\]*` + telling + `[^"\\]*\\"\s*,\s*\\"value\\"\s*:\s*\\")(?:[^"\\]|\\\\\\?.)*`)
+)
 
 // userInfo finds credentials in URLs.
 var userInfo = regexp.MustCompile(`([a-z][a-z0-9+.-]*://)[^/\s"@]+@`)
 
 func redact(data []byte) []byte {
+	data = quoted.ReplaceAll(data, []byte("${1}REDACTED"))
+	data = quotedPair.ReplaceAll(data, []byte("${1}REDACTED"))
+	data = pair.ReplaceAll(data, []byte(`${1}"REDACTED"`))
 	data = secret.ReplaceAll(data, []byte(`${1}"REDACTED"`))
 	return userInfo.ReplaceAll(data, []byte("${1}REDACTED@"))
 }

@@ -62,14 +62,18 @@ func TestASupportBundleHasNoSecrets(t *testing.T) {
 
 func TestRedact(t *testing.T) {
 	for in, want := range map[string]string{
-		`{"password": "p\"4ss", "name": "x"}`:                    `{"password": "REDACTED", "name": "x"}`,
-		`DB_PASSWORD=hunter2 next`:                               `DB_PASSWORD="REDACTED" next`,
-		`Authorization: Bearer abc.def`:                          `Authorization: "REDACTED"`,
-		`"identityToken":"eyJ"`:                                  `"identityToken":"REDACTED"`,
-		`proxy https://user:pass@proxy:3128/x`:                   `proxy https://REDACTED@proxy:3128/x`,
-		`api_key: k1`:                                            `api_key: "REDACTED"`,
-		`image docker.io/library/busybox@sha256:abc took=3ms`:    `image docker.io/library/busybox@sha256:abc took=3ms`,
-		"level=INFO msg=\"image is pulled\" image=a/b:1 size=12": "level=INFO msg=\"image is pulled\" image=a/b:1 size=12",
+		`{"password": "p\"4ss", "name": "x"}`:                                                                `{"password": "REDACTED", "name": "x"}`,
+		`{"name": "DB_PASSWORD", "value": "p\"4ss", "x": 1}`:                                                 `{"name": "DB_PASSWORD", "value": "REDACTED", "x": 1}`,
+		`{"name": "COLOUR", "value": "red"}`:                                                                 `{"name": "COLOUR", "value": "red"}`,
+		`"last-applied": "{\"password\":\"p\\\"4ss\",\"a\":\"b\"}"`:                                          `"last-applied": "{\"password\":\"REDACTED\",\"a\":\"b\"}"`,
+		`"last-applied": "[{\"name\":\"API_TOKEN\",\"value\":\"t\\\\x\"},{\"name\":\"A\",\"value\":\"b\"}]"`: `"last-applied": "[{\"name\":\"API_TOKEN\",\"value\":\"REDACTED\"},{\"name\":\"A\",\"value\":\"b\"}]"`,
+		`DB_PASSWORD=hunter2 next`:                                                                           `DB_PASSWORD="REDACTED" next`,
+		`Authorization: Bearer abc.def`:                                                                      `Authorization: "REDACTED"`,
+		`"identityToken":"eyJ"`:                                                                              `"identityToken":"REDACTED"`,
+		`proxy https://user:pass@proxy:3128/x`:                                                               `proxy https://REDACTED@proxy:3128/x`,
+		`api_key: k1`:                                                                                        `api_key: "REDACTED"`,
+		`image docker.io/library/busybox@sha256:abc took=3ms`:                                                `image docker.io/library/busybox@sha256:abc took=3ms`,
+		"level=INFO msg=\"image is pulled\" image=a/b:1 size=12":                                             "level=INFO msg=\"image is pulled\" image=a/b:1 size=12",
 	} {
 		if got := string(redact([]byte(in))); got != want {
 			t.Errorf("%s became %s", in, got)
