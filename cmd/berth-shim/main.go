@@ -47,7 +47,7 @@ func run(args []string) int {
 		code, err := shim.Env(args[1:])
 		fmt.Fprintln(os.Stderr, "berth-shim env:", err)
 		return code
-	case len(args) > 1 && len(args[0]) > 1 && args[0][0] == '-' && args[0][1] != '-':
+	case len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0][1] != '-':
 		return handOver()
 	case len(args) > 0 && args[0] == "task":
 		return foreign.Main(args[1:])
