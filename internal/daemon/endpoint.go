@@ -67,8 +67,12 @@ func (d *daemon) endpoint(path string) (endpoint, error) {
 	unary, stream := telemetry.Interceptors(telemetry.InterceptorConfig{Log: d.log, Status: cri.Status, Describe: d.describe, Calls: d.calls,
 		Observer: measured, Tracer: d.tracer})
 	return endpoint{path, l, grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream))}, nil
 }
+
+// window bounds what a client may send ahead, in bytes. To find a better one, the library would ping the client with each request.
+const window = 1 << 20
 
 func (e endpoint) serve() error {
 	if err := e.server.Serve(e.listener); err != nil {

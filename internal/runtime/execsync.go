@@ -77,20 +77,13 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	}
 	launched = sync.OnceFunc(launched)
 	defer launched()
-	lease, err := s.openStream(ctx, shimapi.StreamHeader{ID: id, ExecID: req.ID, Stream: shimapi.Lease})
+	conns, err := s.openStreams(ctx, id, req.ID, shimapi.Lease, shimapi.Stdout, shimapi.Stderr)
 	if err != nil {
 		return ExecResult{}, translate("exec in", id, err)
 	}
-	defer lease.Close()
-	stdout, err := s.openCapture(ctx, id, req, shimapi.Stdout)
-	if err != nil {
-		return ExecResult{}, translate("exec in", id, err)
-	}
+	defer conns[0].Close()
+	stdout, stderr := newCapture(conns[1], req.Limit), newCapture(conns[2], req.Limit)
 	defer stdout.close()
-	stderr, err := s.openCapture(ctx, id, req, shimapi.Stderr)
-	if err != nil {
-		return ExecResult{}, translate("exec in", id, err)
-	}
 	defer stderr.close()
 
 	code, err := s.execToEnd(ctx, id, req, launched)
@@ -203,41 +196,64 @@ type capture struct {
 	more bool
 }
 
-// openCapture connects a stream of an exec that is yet to be started, and starts to read.
-func (s *Shim) openCapture(ctx context.Context, id string, req ExecRequest, stream shimapi.Stream) (*capture, error) {
-	conn, err := s.openStream(ctx, shimapi.StreamHeader{ID: id, ExecID: req.ID, Stream: stream})
-	if err != nil {
-		return nil, err
-	}
-	c := &capture{conn: conn, limit: req.Limit, ended: make(chan struct{})}
+// newCapture starts to read.
+func newCapture(conn net.Conn, limit int64) *capture {
+	c := &capture{conn: conn, limit: limit, ended: make(chan struct{})}
 	go c.read()
-	return c, nil
+	return c
 }
 
 // openStream connects to the stdio socket and waits until the shim has the stream registered.
 func (s *Shim) openStream(ctx context.Context, header shimapi.StreamHeader) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, streamLimit)
-	defer cancel()
-	conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
+	conns, err := s.openStreams(ctx, header.ID, header.ExecID, header.Stream)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() }) // wakes whoever reads or writes
-	err = shimapi.WriteStreamHeader(conn, header)
-	if err == nil {
-		err = shimapi.ReadStreamAnswer(conn)
+	return conns[0], nil
+}
+
+// openStreams connects several streams, and only then waits for the shim, which has them all to look at when it wakes up.
+func (s *Shim) openStreams(ctx context.Context, id, execID string, streams ...shimapi.Stream) (conns []net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, streamLimit)
+	defer cancel()
+	stream := streams[0]
+	defer func() {
+		if err != nil {
+			closeAll(conns)
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			conns, err = nil, fmt.Errorf("connect %s: %w", stream, err)
+		}
+	}()
+	for _, stream = range streams {
+		conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
+		if err != nil {
+			return conns, err
+		}
+		conns = append(conns, conn)
+	}
+	stop := context.AfterFunc(ctx, func() { closeAll(conns) }) // wakes whoever reads or writes
+	for i, conn := range conns {
+		stream = streams[i]
+		if err = shimapi.WriteStreamHeader(conn, shimapi.StreamHeader{ID: id, ExecID: execID, Stream: stream}); err != nil {
+			break
+		}
+	}
+	for i := 0; i < len(conns) && err == nil; i++ {
+		stream = streams[i]
+		err = shimapi.ReadStreamAnswer(conns[i])
 	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
-	if err != nil {
+	return conns, err
+}
+
+func closeAll(conns []net.Conn) {
+	for _, conn := range conns {
 		conn.Close()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		return nil, fmt.Errorf("connect %s: %w", header.Stream, err)
 	}
-	return conn, nil
 }
 
 var captureBuffers = sync.Pool{New: func() any { buffer := make([]byte, 32<<10); return &buffer }}

@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,11 +26,11 @@ type Exec struct {
 
 // ExecJSON is ExecProcess from and to JSON, for a container's config.json.
 func ExecJSON(configJSON []byte, e Exec, host Host) ([]byte, error) {
-	s, err := readJSON(configJSON)
+	process, err := readProcess(configJSON)
 	if err != nil {
 		return nil, err
 	}
-	p, err := ExecProcess(s, e, host)
+	p, err := ExecProcess(&specs.Spec{Process: process}, e, host)
 	if err != nil {
 		return nil, err
 	}
@@ -47,6 +48,32 @@ func SetResourcesJSON(configJSON []byte, r *runtimeapi.LinuxContainerResources, 
 	}
 	SetResources(s, r, host)
 	return json.Marshal(s)
+}
+
+// readProcess reads no further than it must: what comes after the process, the seccomp profile for one, is most of a config.json.
+func readProcess(configJSON []byte) (*specs.Process, error) {
+	d := json.NewDecoder(bytes.NewReader(configJSON))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return nil, errors.Join(errors.New("read the container's spec: it is no object"), err)
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, fmt.Errorf("read the container's spec: %w", err)
+		}
+		var process *specs.Process
+		var into any = &process
+		if key != "process" {
+			into = new(json.RawMessage)
+		}
+		if err := d.Decode(into); err != nil {
+			return nil, fmt.Errorf("read the container's spec: %w", err)
+		}
+		if process != nil {
+			return process, nil
+		}
+	}
+	return nil, errors.New("read the container's spec: it has no process")
 }
 
 func readJSON(configJSON []byte) (*specs.Spec, error) {
