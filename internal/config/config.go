@@ -96,6 +96,8 @@ type Images struct {
 	Socket string
 	// SignaturePolicy is a file in the form of containers-policy.json(5); empty: none.
 	SignaturePolicy string
+	// FSVerity has the kernel guard layers' EROFS files.
+	FSVerity bool
 	// UnpackTimeout bounds the unpacking of one layer.
 	UnpackTimeout time.Duration
 }

@@ -78,6 +78,8 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.Images.KeepLayers }, check: anything},
 	{path: "images.sync", doc: "Wait until the disk has all of an image before it is used; false: quicker, but a power cut can leave empty files in it.",
 		at: func(c *Config, _ string) any { return &c.Images.Sync }, check: anything},
+	{path: "images.fs_verity", doc: "Have the kernel guard the EROFS files of layers pulled from then on (fs-verity): nobody can write to them, and each block is checked when it is read. Berth does not start where the kernel or the file system of root cannot.",
+		at: func(c *Config, _ string) any { return &c.Images.FSVerity }, check: anything},
 	{path: "images.signature_policy", doc: "Which images must be signed by whom: a file as /etc/containers/policy.json; see docs/signatures.md. SIGHUP reads it anew. Empty: none must.",
 		at: func(c *Config, _ string) any { return &c.Images.SignaturePolicy }, check: optional(folder)},
 	{path: "images.unpack_timeout", doc: "How long one layer may take to be unpacked; the network has registry.stall_timeout.",

@@ -291,7 +291,7 @@ func (d *daemon) imageConfig() image.Config {
 		MaxConcurrentDownloads: c.Registry.MaxConcurrentDownloads, StallTimeout: c.Registry.StallTimeout,
 		MaxPerRegistry: c.Registry.MaxPerRegistry, LayerConnections: c.Registry.LayerConnections, CredentialFiles: c.Registry.CredentialFiles,
 		UnpackTimeout: c.Images.UnpackTimeout, PolicyFile: c.Images.SignaturePolicy,
-		Snapshotter: c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
+		Snapshotter: c.Images.Snapshotter, KeepLayers: c.Images.KeepLayers, FSVerity: c.Images.FSVerity, SkipSync: !c.Images.Sync, Pinned: c.Images.Pinned}
 	for name, s := range c.Snapshotters {
 		out.Remotes = append(out.Remotes, image.Remote{Name: name, Address: s.Address, Timeout: s.Timeout})
 	}

@@ -8,12 +8,21 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"github.com/berth-run/berth/internal/linux/verity"
 )
 
 // Shares of a file system that are free, in percent: below low people should act, below empty things break.
 const low, empty = 15, 5
 
 func (d *Doctor) checkStorage(_ context.Context, r report) {
+	if d.Config.Images.FSVerity {
+		if err := verity.Probe(d.Config.Root); errors.Is(err, errors.ErrUnsupported) {
+			r.fail("set images.fs_verity = false, or enable it: tune2fs -O verity DEVICE, on a kernel with CONFIG_FS_VERITY", "images.fs_verity is set, and %s cannot: %v", d.Config.Root, err)
+		} else if err == nil {
+			r.ok("%s can have fs-verity", d.Config.Root)
+		}
+	}
 	for _, dir := range []string{d.Config.Root, d.Config.State} {
 		info, err := os.Stat(dir)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -93,7 +93,12 @@ func (u *unpacking) mend(ctx context.Context, i int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, l.close()) }()
+	closed := false
+	defer func() {
+		if !closed {
+			err = errors.Join(err, l.close())
+		}
+	}()
 	if err := u.sameContent(i, l); err != nil {
 		return errors.Join(err, os.Remove(fresh))
 	}
@@ -103,7 +108,8 @@ func (u *unpacking) mend(ctx context.Context, i int) (err error) {
 	if err := u.finish(ctx, i, l); err != nil {
 		return err
 	}
-	if err := os.Rename(fresh, blobOf(folder)); err != nil {
+	closed = true
+	if err := errors.Join(l.close(), u.s.replaceBlob(folder, fresh)); err != nil {
 		return err
 	}
 	u.s.forgetLayer(folder)

@@ -131,7 +131,10 @@ func checkHead(folder string) error {
 		return err
 	}
 	defer f.Close()
-	err = erofs.VerifyHead(f)
+	err = checkGuard(folder)
+	if err == nil {
+		err = erofs.VerifyHead(f)
+	}
 	if errors.Is(err, erofs.ErrDamaged) || errors.Is(err, syscall.EIO) {
 		err = &damagedError{folder, err}
 	}

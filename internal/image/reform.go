@@ -184,7 +184,12 @@ func (s *Store) reformLayer(ctx context.Context, chain, key, parent, form string
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	return s.intoSnapshot(ctx, key, parent, func(folder string) error { return s.copyLayer(ctx, from, folder, form) })
+	return s.intoSnapshot(ctx, key, parent, func(folder string) error {
+		if err := s.copyLayer(ctx, from, folder, form); err != nil {
+			return err
+		}
+		return s.guardBlob(blobOf(folder))
+	})
 }
 
 func leaseOf(ctx context.Context) string {

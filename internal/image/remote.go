@@ -176,7 +176,10 @@ func (r *remoteSnapshotter) sweep(ctx context.Context, s *Store) error {
 	if _, err := r.snapshots.Prepare(ctx, name, "", snapshots.WithLabels(map[string]string{ownerLabel: "true"})); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
-	return r.snapshots.Remove(ctx, name)
+	if err := r.snapshots.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) { // another collection may have been faster
+		return err
+	}
+	return nil
 }
 
 // countRemotes adds up what snapshotters say that they take. One that is down has what it had.

@@ -84,6 +84,8 @@ type Config struct {
 	Remotes     []Remote
 	// Handlers are the snapshotters, "erofs" or "overlayfs", of the runtime handlers that want one of their own.
 	Handlers map[string]string
+	// FSVerity has the kernel guard the EROFS files of new layers. Where it cannot, Open fails.
+	FSVerity bool
 	// Pulled and Collected, if set, are told of each pull and collection. They must not block.
 	Pulled    func(PullReport)
 	Collected func(took time.Duration, err error)
@@ -231,6 +233,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 	for _, step := range []func(context.Context) error{
 		s.openDatabases, s.sweepPulls, s.refresh, s.adoptRootfses,
 		func(ctx context.Context) error { return s.count(scoped(ctx)) }, func(context.Context) error { return s.probeOverlay() },
+		func(context.Context) error { return s.verityCheck() },
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err

@@ -194,7 +194,10 @@ func (u *unpacking) extract(ctx context.Context, i int) error {
 		if err == nil {
 			err = u.finish(ctx, i, l)
 		}
-		return errors.Join(err, l.close())
+		if err = errors.Join(err, l.close()); err != nil { // nobody may have it open for writing
+			return err
+		}
+		return u.s.guardBlob(blobOf(folder))
 	})
 }
 
