@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -71,9 +72,10 @@ func BenchmarkOneLowerLayer(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		n, at := 0, b.TempDir()
+		n, at, best := 0, b.TempDir(), time.Hour
 		with := func(b *testing.B, do func(root string)) {
 			n++
+			begin := time.Now()
 			id := fmt.Sprintf("c%d", n)
 			r, err := s.PrepareRootfs(b.Context(), RootfsRequest{ID: id, ImageID: im.ID})
 			if err == nil {
@@ -83,6 +85,8 @@ func BenchmarkOneLowerLayer(b *testing.B) {
 				b.Fatal(err)
 			}
 			do(at)
+			best = min(best, time.Since(begin)) // the machine may have other things to do
+			b.ReportMetric(best.Seconds()*1000, "min-ms")
 			if err := mount.DetachOverlay(at); err != nil {
 				b.Fatal(err)
 			}
@@ -92,6 +96,7 @@ func BenchmarkOneLowerLayer(b *testing.B) {
 		}
 		name := fmt.Sprintf("%dlayers/", layers)
 		b.Run(name+"first", func(b *testing.B) { // the layers are mounted, too
+			best = time.Hour
 			for b.Loop() {
 				with(b, func(string) {})
 			}
@@ -100,11 +105,13 @@ func BenchmarkOneLowerLayer(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.Run(name+"next", func(b *testing.B) {
+			best = time.Hour
 			for b.Loop() {
 				with(b, func(string) {})
 			}
 		})
 		b.Run(name+"find", func(b *testing.B) {
+			best = time.Hour
 			for b.Loop() {
 				with(b, func(root string) {
 					found := 0
@@ -122,6 +129,7 @@ func BenchmarkOneLowerLayer(b *testing.B) {
 			}
 		})
 		b.Run(name+"absent", func(b *testing.B) { // as a dynamic linker looks for libraries: 1000 names that are nowhere
+			best = time.Hour
 			for b.Loop() {
 				with(b, func(root string) {
 					for i := range 1000 {

@@ -42,7 +42,10 @@ func withVerity(t *testing.T) string {
 
 func TestTheKernelGuardsLayers(t *testing.T) {
 	dir, reg := withVerity(t), newRegistry(t)
-	s := openWith(t, dir, guarded)
+	if err := probeEROFS(dir); err != nil {
+		t.Skipf("this kernel makes no root file system of EROFS files: %v", err)
+	}
+	s := openWith(t, filepath.Join(dir, "store"), guarded)
 	ref := reg.push(t, "app:1", threeLayers(t))
 	im := mustPull(t, s, ref)
 	wantThree(t, rootOf(t, s, im, "c", nil))
@@ -69,6 +72,26 @@ func TestTheKernelGuardsLayers(t *testing.T) {
 	for _, blob := range blobsOf(t, s) {
 		if _, err := verity.Measure(blob); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+func TestAGuardedBlobIsKnownByItsDigest(t *testing.T) {
+	folder := filepath.Join(withVerity(t), "1", "fs")
+	blob := blobOf(folder)
+	if err := errors.Join(os.MkdirAll(folder, 0o700), os.WriteFile(blob, make([]byte, 10000), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s := &Store{cfg: Config{FSVerity: true}}
+	if err := errors.Join(s.guardBlob(blob), checkGuard(folder)); err != nil {
+		t.Fatal(err)
+	}
+	for name, guard := range map[string]func(string) error{"another that is guarded, too": verity.Enable, "one that is not": func(string) error { return nil }} {
+		if err := errors.Join(os.Remove(blob), os.WriteFile(blob, make([]byte, 10001), 0o600), guard(blob)); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkGuard(folder); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

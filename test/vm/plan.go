@@ -57,7 +57,7 @@ func (o options) plan() []step {
 		{Name: "machine", Package: "test/vm/machine", Env: vmEnv(), Limit: 2 * time.Minute},
 		{Name: "cgroup", Package: "internal/linux/cgroup", Env: vmEnv(), Limit: 3 * time.Minute},
 		{Name: "fs-verity", Package: "internal/linux/verity", Env: vmEnv(), Limit: 3 * time.Minute},
-		{Name: "guarded-layers", Package: "internal/image", Run: "TestTheKernelGuardsLayers", Env: vmEnv(), Limit: 5 * time.Minute},
+		{Name: "guarded-layers", Package: "internal/image", Run: "TestTheKernelGuardsLayers|TestAGuardedBlob", Env: vmEnv(), Limit: 5 * time.Minute},
 		{Name: "slice", Package: "internal/linux/cgroup/slice", Env: vmEnv(), Limit: 3 * time.Minute},
 		{Name: "service", Package: "test/vm/service", Run: "TestBeforeTheReboot", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
 		{Name: "service-reboot", Reboot: orderly},

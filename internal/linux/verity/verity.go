@@ -20,7 +20,7 @@ const (
 	ioctlEnable  = 0x40806685
 	ioctlMeasure = 0xc0046686
 	sha256       = 1
-	blockSize    = 4096
+	maxBlock     = 4096
 	maxDigest    = 64
 )
 
@@ -45,7 +45,12 @@ func Enable(file string) error {
 		return fmt.Errorf("enable fs-verity: %w", err)
 	}
 	defer f.Close()
-	arg := enableArg{version: 1, algorithm: sha256, blockSize: blockSize}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("enable fs-verity of %s: %w", file, err)
+	}
+	// No more than the file system's own, of which small ones have less than a page.
+	arg := enableArg{version: 1, algorithm: sha256, blockSize: uint32(min(st.Bsize, maxBlock))}
 	for {
 		err = ioctl(f, ioctlEnable, unsafe.Pointer(&arg))
 		if !errors.Is(err, unix.EINTR) {
