@@ -103,7 +103,7 @@ type handler struct {
 func table() []handler {
 	at := func(name string) string { return filepath.Join(binDir, name) }
 	runcShim := at("containerd/containerd-shim-runc-v2")
-	crun, _ := exec.LookPath("crun")
+	crun := crunHere()
 	runsc, runscShim := at("gvisor/runsc"), at("gvisor/containerd-shim-runsc-v1")
 	return []handler{
 		{name: "runc"},
@@ -135,9 +135,28 @@ func each(t *testing.T, test func(t *testing.T, h handler)) {
 	}
 }
 
-// crunRuns tells whether crun knows the OCI runtime-spec's version that Berth writes; Debian 12's does not, nor the hybrid cgroup layout.
+// crunRuns tells whether crun knows the OCI runtime-spec's version that Berth writes; Debian 12's does not.
 func crunRuns(path string) bool {
 	return exec.Command(path, "features").Run() == nil
+}
+
+// crunHere is BERTH_TEST_CRUN, or crun in PATH; empty: none. On the hybrid cgroup layout, which crun refuses, it sees the machine without the hierarchy of
+// version 2, by a script in its place.
+func crunHere() string {
+	path := os.Getenv("BERTH_TEST_CRUN")
+	if path == "" {
+		path, _ = exec.LookPath("crun") // none
+	}
+	const unified = "/sys/fs/cgroup/unified"
+	if _, err := os.Stat(unified); path == "" || err != nil {
+		return path
+	}
+	script := filepath.Join(workDir, "crun")
+	text := fmt.Sprintf("#!/bin/sh\nexec unshare --mount --propagation private sh -c 'umount %s && exec \"$0\" \"$@\"' %s \"$@\"\n", unified, path)
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		return path
+	}
+	return script
 }
 
 // node is a daemon with the handler, and an image.

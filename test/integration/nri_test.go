@@ -100,7 +100,13 @@ func nriNode(t *testing.T, config string) (*kubelet.Kubelet, string) {
 // connect waits until the plugin has been synchronized.
 func (p *nriPlugin) connect(t *testing.T, socket, name string) {
 	t.Helper()
-	s, err := stub.New(p, stub.WithPluginName(name), stub.WithPluginIdx("10"), stub.WithSocketPath(socket))
+	p.connectAs(t, p, socket, name)
+}
+
+// connectAs is connect for a plugin, of more abilities, that p is a part of.
+func (p *nriPlugin) connectAs(t *testing.T, whole any, socket, name string) {
+	t.Helper()
+	s, err := stub.New(whole, stub.WithPluginName(name), stub.WithPluginIdx("10"), stub.WithSocketPath(socket))
 	if err != nil {
 		t.Fatal(err)
 	}
