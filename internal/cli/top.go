@@ -115,9 +115,9 @@ type topRow struct {
 	namespace, pod, name, id string
 	sandbox                  string
 	cpuNanos, cpuAt          int64
-	cpu                      float64 // per cent of one core
+	cpu                      float64 // per cent of one core; negative: not known, which takes two looks
 	memory, limit            uint64
-	rx, tx                   float64 // bytes a second, of the whole pod
+	rx, tx                   float64 // bytes a second, of the whole pod; negative: not known
 	restarts                 uint32
 }
 
@@ -138,7 +138,7 @@ func lookAt(ctx context.Context, client *criclient.Client) (*look, error) {
 			m := s.GetMemory()
 			r := &topRow{namespace: md.GetNamespace(), pod: md.GetName(), name: s.GetAttributes().GetMetadata().GetName(), id: s.GetAttributes().GetId(),
 				sandbox: p.GetAttributes().GetId(), cpuNanos: int64(s.GetCpu().GetUsageCoreNanoSeconds().GetValue()), cpuAt: s.GetCpu().GetTimestamp(),
-				memory: m.GetWorkingSetBytes().GetValue(), restarts: s.GetAttributes().GetMetadata().GetAttempt()}
+				cpu: -1, rx: -1, tx: -1, memory: m.GetWorkingSetBytes().GetValue(), restarts: s.GetAttributes().GetMetadata().GetAttempt()}
 			if a := m.GetAvailableBytes(); a != nil {
 				r.limit = r.memory + a.GetValue()
 			}
@@ -169,7 +169,7 @@ func networkRate(before, now *runtimeapi.PodSandboxStats) (rx, tx float64) {
 	a, b := before.GetLinux().GetNetwork(), now.GetLinux().GetNetwork()
 	seconds := float64(b.GetTimestamp()-a.GetTimestamp()) / 1e9
 	if a == nil || b == nil || seconds <= 0 {
-		return 0, 0
+		return -1, -1
 	}
 	grown := func(a, b uint64) float64 { return float64(max(b, a)-a) / seconds }
 	return grown(a.GetDefaultInterface().GetRxBytes().GetValue(), b.GetDefaultInterface().GetRxBytes().GetValue()),
@@ -241,8 +241,11 @@ func (s *screen) draw(now, before *look, by int) error {
 		if r.limit > 0 {
 			limit = output.Memory(r.limit)
 		}
-		rows.Add(r.namespace, r.pod, r.name, fmt.Sprintf("%.1f", r.cpu), output.Memory(r.memory), limit, output.Size(uint64(r.rx)), output.Size(uint64(r.tx)),
-			strconv.FormatUint(uint64(r.restarts), 10))
+		cpu := "" // printed as what is not known
+		if r.cpu >= 0 {
+			cpu = fmt.Sprintf("%.1f", r.cpu)
+		}
+		rows.Add(r.namespace, r.pod, r.name, cpu, output.Memory(r.memory), limit, rate(r.rx), rate(r.tx), strconv.FormatUint(uint64(r.restarts), 10))
 	}
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "%s  %d pods, %d containers, by %s\n", now.at.Format(time.TimeOnly), len(now.pods), len(now.rows), orders[by].name)
@@ -255,6 +258,13 @@ func (s *screen) draw(now, before *look, by int) error {
 	}
 	_, err := io.WriteString(s.to, frame)
 	return err
+}
+
+func rate(bytes float64) string {
+	if bytes < 0 {
+		return ""
+	}
+	return output.Size(uint64(bytes))
 }
 
 // wait waits for the next look; false: the user has enough.

@@ -121,6 +121,11 @@ func TestTopShowsRatesAndSorts(t *testing.T) {
 	if !strings.HasSuffix(lines[0], "containers, by cpu") || !regexp.MustCompile(`^NAMESPACE +POD +CONTAINER +CPU % +MEM +LIMIT +RX/s +TX/s +RESTARTS$`).MatchString(lines[1]) {
 		t.Errorf("got\n%s", got.out)
 	}
+	for _, line := range strings.Split(strings.TrimSpace(frames[1]), "\n")[2:] { // the first look: nothing to compare with
+		if f := strings.Fields(line); len(f) > 3 && f[0] != "NAMESPACE" && f[3] != "-" {
+			t.Errorf("a rate of one look: %q", line)
+		}
+	}
 	// The container that was made last uses most, a tenth of a core times its number.
 	if n := len(f.containers); !strings.Contains(lines[2], f.containers[n-1].Metadata.Name) || !strings.Contains(lines[2], "30.0") || !strings.Contains(lines[2], "2kB") {
 		t.Errorf("%d containers:\n%s", n, got.out)
