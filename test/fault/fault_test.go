@@ -225,6 +225,11 @@ func (r *rig) count(t *testing.T, c call) (startup, writes int) {
 func (r *rig) kill(t *testing.T, c call, plan, recovery string) {
 	t.Helper()
 	s := r.scene(t, c)
+	defer func() {
+		if t.Failed() {
+			t.Logf("log:\n%s", s.D.LogTail(30))
+		}
+	}()
 	s.restart("")
 	before, err := s.D.Scope().Take()
 	if err != nil {
@@ -255,9 +260,6 @@ func (r *rig) kill(t *testing.T, c call, plan, recovery string) {
 	left, err := scope.Leftovers(before)
 	if err != nil || len(left) > 0 {
 		t.Errorf("plan %s leaked: %v\n\t%s", plan, err, strings.Join(left, "\n\t"))
-	}
-	if t.Failed() {
-		t.Logf("log:\n%s", s.D.LogTail(30))
 	}
 }
 
