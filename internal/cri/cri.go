@@ -41,6 +41,8 @@ type Stats interface {
 	Network(pin string) ([]netns.Interface, error)
 	// Layer is what a writable layer takes as last counted; false: not counted yet.
 	Layer(id string, dirs ...string) (stats.Layer, bool)
+	// Reported asks runtimes what containers in sandboxes use; what they do not tell in time is what they told before, or missing.
+	Reported(ctx context.Context, questions []stats.Question) map[string]stats.Usage
 	// Keep forgets all but the given pods and containers.
 	Keep(ids map[string]bool)
 }

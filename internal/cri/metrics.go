@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-run/berth/internal/cri/cadvisor"
 	"github.com/berth-run/berth/internal/pod"
+	"github.com/berth-run/berth/internal/stats"
 )
 
 // ListMetricDescriptors implements RuntimeService.
@@ -25,10 +26,10 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 func (s *Server) listMetrics(ctx context.Context) []*runtimeapi.PodSandboxMetrics {
 	var out []*runtimeapi.PodSandboxMetrics
 	all := s.c.Pods.Containers()
-	of, fs := containersOf(all), s.metricsFS(ctx)
+	of, fs, reported := containersOf(all), s.metricsFS(ctx), s.reported(ctx, all...)
 	for _, st := range s.c.Pods.Sandboxes() {
 		if st.Ready && ctx.Err() == nil {
-			out = append(out, s.sandboxMetrics(ctx, st, of[st.ID], fs))
+			out = append(out, s.sandboxMetrics(ctx, st, of[st.ID], fs, reported))
 		}
 	}
 	s.forgetOthers(all)
@@ -49,7 +50,8 @@ func (s *Server) metricsFS(ctx context.Context) *cadvisor.FS {
 	return &cadvisor.FS{Device: device, Capacity: uint64(info.CapacityBytes), Inodes: uint64(info.Inodes), InodesFree: uint64(info.InodesFree)}
 }
 
-func (s *Server) sandboxMetrics(ctx context.Context, st *pod.SandboxStatus, containers []*pod.ContainerStatus, fs *cadvisor.FS) *runtimeapi.PodSandboxMetrics {
+func (s *Server) sandboxMetrics(ctx context.Context, st *pod.SandboxStatus, containers []*pod.ContainerStatus, fs *cadvisor.FS,
+	reported map[string]stats.Usage) *runtimeapi.PodSandboxMetrics {
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: st.ID}
 	md := st.Config.GetMetadata()
 	o := cadvisor.Object{Labels: cadvisor.Labels{Namespace: md.GetNamespace(), Pod: md.GetName()}, Started: time.Unix(0, st.CreatedAt)}
@@ -69,7 +71,7 @@ func (s *Server) sandboxMetrics(ctx context.Context, st *pod.SandboxStatus, cont
 	out.Metrics = cadvisor.Metrics(&o)
 	for _, c := range containers {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			out.ContainerMetrics = append(out.ContainerMetrics, s.containerMetrics(ctx, st, c, fs))
+			out.ContainerMetrics = append(out.ContainerMetrics, s.containerMetrics(ctx, st, c, fs, reported))
 		}
 	}
 	return out
@@ -81,11 +83,14 @@ func (s *Server) isReady(id string) bool {
 	return err == nil && now.Status().Ready
 }
 
-func (s *Server) containerMetrics(ctx context.Context, st *pod.SandboxStatus, c *pod.ContainerStatus, fs *cadvisor.FS) *runtimeapi.ContainerMetrics {
+func (s *Server) containerMetrics(ctx context.Context, st *pod.SandboxStatus, c *pod.ContainerStatus, fs *cadvisor.FS, reported map[string]stats.Usage) *runtimeapi.ContainerMetrics {
 	md := st.Config.GetMetadata()
 	o := cadvisor.Object{Started: time.Unix(0, c.StartedAt), Labels: cadvisor.Labels{Container: c.Config.GetMetadata().GetName(), Name: c.ID,
 		Image: s.imageSpec(c).GetImage(), Namespace: md.GetNamespace(), Pod: md.GetName()}}
 	if d, err := s.c.Stats.ContainerDetail(c.ID, c.CgroupsPath); err == nil {
+		if own, ok := reported[c.ID]; ok {
+			d.Usage = own
+		}
 		o.Detail, o.ID = &d, d.Path
 	} else {
 		s.unread(ctx, "container", c.ID, err)

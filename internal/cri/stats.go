@@ -22,7 +22,8 @@ func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStat
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(ctx, c.Status(), s.layerFS(ctx))}, nil
+	st := c.Status()
+	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(ctx, st, s.layerFS(ctx), s.reported(ctx, st))}, nil
 }
 
 // ListContainerStats implements RuntimeService: all running containers (CRI).
@@ -31,13 +32,18 @@ func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListConta
 }
 
 func (s *Server) listContainerStats(ctx context.Context, f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
-	var out []*runtimeapi.ContainerStats
+	var asked []*pod.ContainerStatus
 	fs, all := s.layerFS(ctx), s.c.Pods.Containers()
 	for _, st := range all {
 		if st.State == runtimeapi.ContainerState_CONTAINER_RUNNING && filter.ID(st.ID, f.GetId()) &&
 			filter.ID(st.SandboxID, f.GetPodSandboxId()) && filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
-			out = append(out, s.containerStats(ctx, st, fs))
+			asked = append(asked, st)
 		}
+	}
+	var out []*runtimeapi.ContainerStats
+	reported := s.reported(ctx, asked...)
+	for _, st := range asked {
+		out = append(out, s.containerStats(ctx, st, fs, reported))
 	}
 	s.forgetOthers(all)
 	return out
@@ -69,7 +75,7 @@ func (s *Server) layerFS(ctx context.Context) *runtimeapi.FilesystemIdentifier {
 	return &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint}
 }
 
-func (s *Server) containerStats(ctx context.Context, st *pod.ContainerStatus, fs *runtimeapi.FilesystemIdentifier) *runtimeapi.ContainerStats {
+func (s *Server) containerStats(ctx context.Context, st *pod.ContainerStatus, fs *runtimeapi.FilesystemIdentifier, reported map[string]stats.Usage) *runtimeapi.ContainerStats {
 	out := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: st.ID, Metadata: st.Config.GetMetadata(),
 		Labels: st.Config.GetLabels(), Annotations: st.Config.GetAnnotations()}}
 	if layer, ok := s.c.Stats.Layer(st.ID, s.c.Images.WritableFolders(st.ID)...); ok {
@@ -80,6 +86,9 @@ func (s *Server) containerStats(ctx context.Context, st *pod.ContainerStatus, fs
 		return out
 	}
 	u, err := s.c.Stats.Container(st.ID, st.CgroupsPath)
+	if own, ok := reported[st.ID]; ok {
+		u, err = own, nil
+	}
 	if err != nil {
 		s.unread(ctx, "container", st.ID, err)
 		return out
@@ -88,7 +97,21 @@ func (s *Server) containerStats(ctx context.Context, st *pod.ContainerStatus, fs
 	return out
 }
 
-// unread notes that a cgroup cannot be read. That one is gone is no news: its last process has just ended, or a sandboxed runtime has none.
+// reported asks the runtimes of containers whose cgroups tell nothing since they live in a sandbox: a container that runs has used some CPU time.
+func (s *Server) reported(ctx context.Context, containers ...*pod.ContainerStatus) map[string]stats.Usage {
+	var questions []stats.Question
+	for _, c := range containers {
+		if c.SandboxHandler == "" || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue
+		}
+		if u, err := s.c.Stats.Container(c.ID, c.CgroupsPath); err != nil || u.CPU.Value == 0 {
+			questions = append(questions, stats.Question{Handler: c.SandboxHandler, ID: c.ID})
+		}
+	}
+	return s.c.Stats.Reported(ctx, questions)
+}
+
+// unread notes that a cgroup cannot be read. That one is gone is no news: its last process has just ended, or a sandboxed runtime has none and told nothing.
 func (s *Server) unread(ctx context.Context, what, id string, err error) {
 	if !errors.Is(err, usage.ErrGone) {
 		s.c.Log.WarnContext(ctx, "statistics", what, id, "error", err)
@@ -102,7 +125,8 @@ func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxSt
 		return nil, err
 	}
 	st := sandbox.Status()
-	return &runtimeapi.PodSandboxStatsResponse{Stats: s.sandboxStats(ctx, st, containersOf(s.c.Pods.Containers())[st.ID], s.layerFS(ctx))}, nil
+	containers := containersOf(s.c.Pods.Containers())[st.ID]
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.sandboxStats(ctx, st, containers, s.layerFS(ctx), s.reported(ctx, containers...))}, nil
 }
 
 // ListPodSandboxStats implements RuntimeService: all ready sandboxes.
@@ -111,13 +135,19 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodS
 }
 
 func (s *Server) listSandboxStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
-	var out []*runtimeapi.PodSandboxStats
+	var asked []*pod.SandboxStatus
+	var within []*pod.ContainerStatus
 	all := s.c.Pods.Containers()
 	fs, of := s.layerFS(ctx), containersOf(all)
 	for _, st := range s.c.Pods.Sandboxes() {
 		if st.Ready && filter.ID(st.ID, f.GetId()) && filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
-			out = append(out, s.sandboxStats(ctx, st, of[st.ID], fs))
+			asked, within = append(asked, st), append(within, of[st.ID]...)
 		}
+	}
+	var out []*runtimeapi.PodSandboxStats
+	reported := s.reported(ctx, within...)
+	for _, st := range asked {
+		out = append(out, s.sandboxStats(ctx, st, of[st.ID], fs, reported))
 	}
 	s.forgetOthers(all)
 	return out
@@ -132,7 +162,8 @@ func containersOf(all []*pod.ContainerStatus) map[string][]*pod.ContainerStatus 
 	return of
 }
 
-func (s *Server) sandboxStats(ctx context.Context, st *pod.SandboxStatus, containers []*pod.ContainerStatus, fs *runtimeapi.FilesystemIdentifier) *runtimeapi.PodSandboxStats {
+func (s *Server) sandboxStats(ctx context.Context, st *pod.SandboxStatus, containers []*pod.ContainerStatus, fs *runtimeapi.FilesystemIdentifier,
+	reported map[string]stats.Usage) *runtimeapi.PodSandboxStats {
 	// The kubelet takes it that there is a Linux part.
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	out := &runtimeapi.PodSandboxStats{Linux: linux, Attributes: &runtimeapi.PodSandboxAttributes{Id: st.ID, Metadata: st.Config.GetMetadata(),
@@ -151,7 +182,7 @@ func (s *Server) sandboxStats(ctx context.Context, st *pod.SandboxStatus, contai
 	linux.Network = s.networkUsage(ctx, st)
 	for _, c := range containers {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			linux.Containers = append(linux.Containers, s.containerStats(ctx, c, fs))
+			linux.Containers = append(linux.Containers, s.containerStats(ctx, c, fs, reported))
 		}
 	}
 	return out

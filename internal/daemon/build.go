@@ -106,7 +106,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.stats = stats.New(stats.Config{Cgroups: k.cgroups, Driver: driver, Log: d.log})
+	d.stats = stats.New(stats.Config{Cgroups: k.cgroups, Driver: driver, Ask: d.runtime.Stats, Log: d.log})
 	_, measured := d.observers()
 	d.pods = pod.New(d.podConfig(shim, driver, boot),
 		pod.Parts{Runtime: shims{d.runtime}, Network: d.network, Images: d.images, Host: k, Specs: specs, Labels: labels, Hooks: hooks,

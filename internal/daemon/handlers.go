@@ -36,7 +36,7 @@ func openHandler(name string, r *config.Runtime, shim, driver string) (runtime.H
 	h.Native = !sandboxed
 	h.SandboxContainer = r.SandboxContainer == "always" || sandboxed && r.SandboxContainer == "auto"
 	if runsc {
-		h.Path, h.Foreign, h.Program, h.Args = shim, true, path, []string{"task", "--oci", path}
+		h.Path, h.Foreign, h.Sandboxed, h.Program, h.Args = shim, true, true, path, []string{"task", "--oci", path}
 		for _, option := range r.Options {
 			h.Args = append(h.Args, "--oci-option", option)
 		}

@@ -92,8 +92,10 @@ const startErrorCode = 128
 // ContainerStatus is what is true of a container at one instant. It is never changed.
 type ContainerStatus struct {
 	ID, SandboxID string
-	Config        *runtimeapi.ContainerConfig
-	State         runtimeapi.ContainerState
+	// SandboxHandler is the runtime handler where the pod has a sandbox container, in which the runtime may keep all others; else empty.
+	SandboxHandler string
+	Config         *runtimeapi.ContainerConfig
+	State          runtimeapi.ContainerState
 	// Hidden: still being created, not to be listed.
 	Hidden                           bool
 	CreatedAt, StartedAt, FinishedAt int64
@@ -177,7 +179,7 @@ func (r containerRecord) state() runtimeapi.ContainerState {
 // show makes the facts visible. Preconditions: c.mu is held, or c is not shared yet.
 func (c *Container) show() {
 	r := &c.rec
-	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, Config: c.Config, State: r.state(),
+	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, SandboxHandler: c.sandbox.sandboxHandler(), Config: c.Config, State: r.state(),
 		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
 		LogPath: c.paths.log, CgroupsPath: c.sandbox.cgroupsPath(c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,

@@ -385,7 +385,11 @@ type fakeTask struct {
 func (f fakeRuntime) HasHandler(name string) bool       { return name == "runc" || name == "vm" }
 func (f fakeRuntime) SandboxContainer(name string) bool { return name == "vm" }
 func (f fakeRuntime) TaskPID(_, _ string, pid int) int  { return pid }
-func (f fakeRuntime) Handlers() []string                { return []string{"runc"} }
+func (f fakeRuntime) DialSandbox(context.Context, string, string, uint16) (net.Conn, error) {
+	return nil, runtime.ErrUnsupported
+}
+
+func (f fakeRuntime) Handlers() []string { return []string{"runc"} }
 func (f fakeRuntime) StartShim(_ context.Context, id string) (Shim, error) {
 	s := &fakeShim{gone: make(chan struct{}), tasks: map[string]*fakeTask{}}
 	err := f.call("acquire shim", func() error {

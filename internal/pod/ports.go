@@ -27,6 +27,9 @@ type Runtime interface {
 	SandboxContainer(handler string) bool
 	// TaskPID is the process ID of a task's init on the host, where the handler knows better than the shim's answer to Start, pid.
 	TaskPID(handler, id string, pid int) int
+	// DialSandbox connects to a TCP port of localhost inside the sandbox that the container of that ID is in. Closing one direction of the connection
+	// ends both. runtime.ErrUnsupported: the handler has no way.
+	DialSandbox(ctx context.Context, handler, id string, port uint16) (net.Conn, error)
 	// StartShim starts a pod's shim and returns without waiting for it to be ready.
 	StartShim(ctx context.Context, sandbox string) (Shim, error)
 	// ConnectShim finds the shim of an earlier life. runtime.ErrShimGone: nobody listens.

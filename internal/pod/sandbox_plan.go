@@ -70,6 +70,17 @@ func (s *Sandbox) newPlan() *step.Plan {
 }
 
 // hasPause tells whether the pod has a container of its own: PID 1 of its shared PID namespace, or what its runtime wants to be joined.
+// sandboxHandler is the handler whose sandbox container the others join; empty: there is none.
+func (s *Sandbox) sandboxHandler() string {
+	if !s.sandboxContainer {
+		return ""
+	}
+	if s.Handler == "" {
+		return s.m.cfg.DefaultHandler
+	}
+	return s.Handler
+}
+
 func (s *Sandbox) hasPause() bool { return s.paths.pid != "" || s.sandboxContainer }
 
 func (s *Sandbox) makeState(context.Context) error {

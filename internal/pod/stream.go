@@ -128,7 +128,7 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, clien
 	return nil
 }
 
-func (m *Manager) dialPod(ctx context.Context, s *Sandbox, port uint16) (*net.TCPConn, error) {
+func (m *Manager) dialPod(ctx context.Context, s *Sandbox, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	type target struct {
@@ -146,19 +146,32 @@ func (m *Manager) dialPod(ctx context.Context, s *Sandbox, port uint16) (*net.TC
 	for _, t := range targets {
 		conn, err := m.parts.Host.Dial(ctx, t.netns, netip.AddrPortFrom(t.address, port))
 		if err == nil {
-			return conn.(*net.TCPConn), nil
+			return conn, nil
 		}
 		errs = append(errs, err)
+	}
+	if s.sandboxContainer && s.paths.pins.Net != "" {
+		conn, err := m.parts.Runtime.DialSandbox(ctx, s.sandboxHandler(), s.ID, port)
+		if err == nil {
+			return wholeConn{conn}, nil
+		}
+		return nil, fmt.Errorf("nothing can be reached at port %d of the pod's localhost or address: %w; %w; %w: %w", port, errs[0], errs[len(errs)-1], err, ErrUnavailable)
 	}
 	return nil, fmt.Errorf("nothing can be reached at port %d of the pod's localhost: %w; %w: %w", port, errs[0], errs[1], ErrUnavailable)
 }
 
+// wholeConn is a connection whose directions cannot end one by one. That the client has sent all is not passed on: what the pod still
+// sends would be lost.
+type wholeConn struct{ net.Conn }
+
+func (wholeConn) CloseWrite() error { return nil }
+
 // forward copies in both directions, each to its own end.
-func forward(ctx context.Context, client io.ReadWriteCloser, conn *net.TCPConn) error {
+func forward(ctx context.Context, client io.ReadWriteCloser, conn net.Conn) error {
 	broken := true
 	defer func() {
-		if broken {
-			_ = conn.SetLinger(0) // the pod is to see a reset, too
+		if tcp, ok := conn.(*net.TCPConn); ok && broken {
+			_ = tcp.SetLinger(0) // the pod is to see a reset, too
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -167,7 +180,7 @@ func forward(ctx context.Context, client io.ReadWriteCloser, conn *net.TCPConn) 
 	go func() {
 		_, err := io.Copy(conn, client)
 		if err == nil {
-			err = conn.CloseWrite()
+			err = conn.(interface{ CloseWrite() error }).CloseWrite()
 		}
 		results <- err
 	}()

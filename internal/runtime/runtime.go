@@ -59,6 +59,8 @@ type Handler struct {
 	Foreign bool
 	// Program is looked for like Path; empty: Path is all there is.
 	Program string
+	// Sandboxed: Program is runsc, which reaches ports inside its sandboxes by `port-forward`.
+	Sandboxed bool
 }
 
 // Runtime starts and finds shims. It is safe for concurrent use; calls about one and the same sandbox's

@@ -5,6 +5,7 @@
 package stats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/host"
 	"github.com/berth-run/berth/internal/linux/netns"
 	"github.com/berth-run/berth/internal/linux/proc"
+	"github.com/berth-run/berth/internal/shimapi"
 )
 
 const (
@@ -34,13 +36,16 @@ type Config struct {
 	Cgroups *cgroup.Hierarchies
 	// Driver is "cgroupfs" or "systemd".
 	Driver string
-	Log    *slog.Logger
+	// Ask asks a runtime what one container uses; nil: there is none to be asked.
+	Ask func(ctx context.Context, handler, id string) (shimapi.TaskUsage, error)
+	Log *slog.Logger
 }
 
 // Collector reads. Its methods may be called from any goroutine.
 type Collector struct {
-	cfg    Config
-	layers *layers
+	cfg     Config
+	layers  *layers
+	reports *reports
 
 	mu      sync.Mutex // guards the map and rest; held for look-ups only
 	objects map[string]*object
@@ -58,12 +63,13 @@ type object struct {
 
 // New makes a Collector; Close ends it.
 func New(c Config) *Collector {
-	return &Collector{cfg: c, layers: newLayers(c.Log), objects: map[string]*object{}}
+	return &Collector{cfg: c, layers: newLayers(c.Log), reports: newReports(c.Ask, c.Log), objects: map[string]*object{}}
 }
 
 // Close closes all files and ends what runs in the background.
 func (c *Collector) Close() {
 	c.layers.close()
+	c.reports.close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rest != nil {
@@ -90,10 +96,12 @@ func (c *Collector) Keep(ids map[string]bool) {
 		}
 	}
 	c.layers.keep(ids)
+	c.reports.keep(ids)
 }
 
 // Forget forgets one object, whose cgroup is about to be removed.
 func (c *Collector) Forget(id string) {
+	c.reports.forget(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if o := c.objects[id]; o != nil {

@@ -110,9 +110,9 @@ func table() []handler {
 		{name: "crun", programs: []string{crun}, config: fmt.Sprintf("type = \"oci\"\npath = %q\n", crun)},
 		{name: "runc-shim", programs: []string{runcShim}, foreign: "containerd-shim-runc-v2",
 			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_binary = %q\n", runcShim, at("runc"))},
-		{name: "runsc", programs: []string{runsc}, gvisor: true, no: []string{"container stats"}, foreign: "runsc-sandbox",
+		{name: "runsc", programs: []string{runsc}, gvisor: true, foreign: "runsc-sandbox",
 			config: fmt.Sprintf("type = \"oci\"\npath = %q\noptions = [\"--platform=systrap\"]\nroot = %q\n", runsc, filepath.Join(workDir, "runsc-oci"))},
-		{name: "runsc-shim", programs: []string{runsc, runscShim}, foreign: "containerd-shim-runsc-v1", gvisor: true, no: []string{"container stats"},
+		{name: "runsc-shim", programs: []string{runsc, runscShim}, foreign: "containerd-shim-runsc-v1", gvisor: true, no: []string{"localhost"},
 			config: fmt.Sprintf("type = \"shim\"\npath = %q\nshim_config = %q\n", runscShim, filepath.Join(workDir, "runsc.toml"))},
 	}
 }

@@ -90,13 +90,8 @@ func TestPortForward(t *testing.T) {
 		p := k.RunPod(k.PodConfig("pod"))
 		p.Start(k.Shell("main", "mkdir /www; echo hello >/www/index.html; exec httpd -f -p 8080 -h /www"))
 		page := func(at string) string {
-			r, err := (&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + at + "/index.html")
-			if err != nil {
-				return err.Error()
-			}
-			defer r.Body.Close()
-			body, err := io.ReadAll(io.LimitReader(r.Body, 1<<10))
-			if err != nil || string(body) != "hello\n" {
+			body, err := get(at)
+			if err != nil || body != "hello\n" {
 				return fmt.Sprintf("at %s: %q, %v", at, body, err)
 			}
 			return ""
@@ -114,6 +109,56 @@ func TestPortForward(t *testing.T) {
 	})
 }
 
+func containerStats(t *testing.T, k *kubelet.Kubelet) []*cri.ContainerStats {
+	t.Helper()
+	r, err := k.D.Runtime.ListContainerStats(k.Ctx(), &cri.ListContainerStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.GetStats()
+}
+
+// TestPortForwardToLocalhost: the server listens on 127.0.0.1 only.
+func TestPortForwardToLocalhost(t *testing.T) {
+	each(t, func(t *testing.T, h handler) {
+		k := node(t, h)
+		p := k.RunPod(k.PodConfig("pod"))
+		c := p.Start(k.Shell("main", "mkdir /www; echo hello >/www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"))
+		kubelet.Eventually(t, 20*time.Second, func() string {
+			if c.Exec("wget -q -O - http://127.0.0.1:8080/index.html || true") != "hello" {
+				return "the server does not answer in its container"
+			}
+			return ""
+		})
+		for _, port := range []int{8080, 8081} {
+			f, err := p.Forward(kubelet.SPDY, port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := get(f.Local)
+			f.Stop()
+			reached := port == 8080 && !slices.Contains(h.no, "localhost")
+			if reached && (err != nil || page != "hello\n") {
+				t.Errorf("port %d: %q, %v", port, page, err)
+			}
+			if !reached && err == nil {
+				t.Errorf("port %d: %q, where nothing listens", port, page)
+			}
+		}
+	})
+}
+
+// get asks for the page of the servers in these tests.
+func get(at string) (string, error) {
+	r, err := (&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + at + "/index.html")
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<10))
+	return string(body), err
+}
+
 func TestStats(t *testing.T) {
 	each(t, func(t *testing.T, h handler) {
 		k := node(t, h)
@@ -128,15 +173,17 @@ func TestStats(t *testing.T) {
 		if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetUsageBytes().GetValue() == 0 {
 			t.Errorf("the pod's figures: %v", linux)
 		}
-		if slices.Contains(h.no, "container stats") { // one sandbox uses all, which only the pod's cgroup tells
-			return
-		}
 		s, err := k.D.Runtime.ContainerStats(k.Ctx(), &cri.ContainerStatsRequest{ContainerId: c.ID})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if s.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
 			t.Errorf("the container's figures: %v", s.Stats)
+		}
+		for _, list := range [][]*cri.ContainerStats{linux.GetContainers(), containerStats(t, k)} {
+			if len(list) != 1 || list[0].GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || list[0].GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+				t.Errorf("in a list: %v", list)
+			}
 		}
 	})
 }

@@ -88,7 +88,7 @@ func (c *command) complain(err error) {
 
 // valued are the options with a value.
 var valued = map[string]bool{"--shim": true, "--oci": true, "--oci-option": true, "--config": true, "--binary": true, "--root": true, "--log": true, "--log-format": true,
-	"--bundle": true, "--pid-file": true, "--console-socket": true, "--process": true, "--resources": true, "--signal": true}
+	"--bundle": true, "--pid-file": true, "--console-socket": true, "--process": true, "--resources": true, "--signal": true, "--stream": true}
 
 func parse(args []string) (*command, error) {
 	c := &command{options: map[string]string{}}
@@ -175,6 +175,8 @@ func (c *command) run() (int, error) {
 		return 0, c.freeze()
 	case "update":
 		return 0, c.update()
+	case "stats":
+		return 0, c.stats()
 	}
 	return 0, fmt.Errorf("command %q is not known", c.verb)
 }

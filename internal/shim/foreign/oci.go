@@ -33,6 +33,8 @@ const execPace = 5 * time.Millisecond
 
 func (c *command) runOCI() (int, error) {
 	switch {
+	case c.verb == "stats":
+		return 0, c.statsOCI()
 	case c.verb != "run" && c.verb != "exec":
 		return c.pass()
 	case !c.monitor:

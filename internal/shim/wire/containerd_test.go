@@ -124,3 +124,35 @@ func TestMetricsAreWhatContainerdReads(t *testing.T) {
 func entry(m MemoryEntry) *v1.MemoryEntry {
 	return &v1.MemoryEntry{Limit: m.Limit, Usage: m.Usage, Max: m.Max, Failcnt: m.FailCount}
 }
+
+func TestFiguresOfForeignMetrics(t *testing.T) {
+	v1bytes, err1 := proto.Marshal(&v1.Metrics{Pids: &v1.PidsStat{Current: 3, Limit: 9}, CPU: &v1.CPUStat{Usage: &v1.CPUUsage{Total: 5000, PerCPU: []uint64{1, 2}, Kernel: 1}},
+		Memory: &v1.MemoryStat{Cache: 1, InactiveFile: 2, TotalInactiveFile: 30, Usage: &v1.MemoryEntry{Limit: 1000, Usage: 400, Max: 7}, Swap: &v1.MemoryEntry{Usage: 9}}})
+	v2bytes, err2 := proto.Marshal(&v2.Metrics{Pids: &v2.PidsStat{Current: 3}, CPU: &v2.CPUStat{UsageUsec: 5, UserUsec: 1},
+		Memory: &v2.MemoryStat{Anon: 1, InactiveFile: 30, Usage: 400, UsageLimit: 1000, SwapUsage: 8}})
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	want := Figures{CPU: 5000, Memory: 400, MemoryLimit: 1000, InactiveFile: 30, Tasks: 3}
+	for url, value := range map[string][]byte{"io.containerd.cgroups.v1.Metrics": v1bytes, "types.containerd.io/io.containerd.cgroups.v2.Metrics": v2bytes} {
+		r := &StatsResponse{Any{url, value}}
+		if got, err := r.Figures(); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", url, got, err)
+		}
+		r.Stats.Value = value[:len(value)-1]
+		if _, err := r.Figures(); err == nil {
+			t.Errorf("%s: cut off", url)
+		}
+	}
+	if _, err := (&StatsResponse{Any{"windows", v1bytes}}).Figures(); err == nil {
+		t.Error("metrics of an unknown type were read")
+	}
+}
+
+func FuzzFigures(f *testing.F) {
+	f.Add("io.containerd.cgroups.v1.Metrics", Marshal(&MetricsV1{CPUTotal: 1}))
+	f.Add("io.containerd.cgroups.v2.Metrics", Marshal(&MetricsV2{CPU: 1}))
+	f.Fuzz(func(_ *testing.T, url string, value []byte) {
+		_, _ = (&StatsResponse{Any{url, value}}).Figures() // whatever it is, it is no panic
+	})
+}
