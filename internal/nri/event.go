@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/containerd/nri/pkg/api"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -62,6 +64,7 @@ func (n *NRI) Tell(ctx context.Context, e Event, p Pod, c *Container) {
 // told that the container is gone again. Errors: ErrRefused, ErrRequired.
 func (n *NRI) CreateContainer(ctx context.Context, p Pod, c Container) (Created, error) {
 	pod, ctr := podMessage(p), n.message(ctx, &c)
+	env := slices.Clone(ctr.GetEnv())
 	var response *api.CreateContainerResponse
 	err := n.do(ctx, p, func() (err error) {
 		response, err = n.lib.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: ctr})
@@ -72,7 +75,7 @@ func (n *NRI) CreateContainer(ctx context.Context, p Pod, c Container) (Created,
 	})
 	var made Created
 	if err == nil {
-		made, err = n.adjust(c.Spec, response.GetAdjust())
+		made, err = n.adjust(c.Spec, withRemovals(response.GetAdjust(), env, ctr.GetEnv()))
 	}
 	if err == nil {
 		made.Updates, err = fromUpdates(response.GetUpdate())
@@ -81,6 +84,28 @@ func (n *NRI) CreateContainer(ctx context.Context, p Pod, c Container) (Created,
 		n.Undo(ctx, p, c)
 	}
 	return made, err
+}
+
+// withRemovals adds the variables that plugins have removed from the environment and set to nothing else. The library leaves them out of the sum of all adjustments, but takes
+// them out of the request that it shows to the next plugin: after is the environment there.
+func withRemovals(adjust *api.ContainerAdjustment, before, after []string) *api.ContainerAdjustment {
+	left := map[string]bool{}
+	for _, e := range after {
+		name, _, _ := strings.Cut(e, "=")
+		left[name] = true
+	}
+	for _, e := range before {
+		name, _, _ := strings.Cut(e, "=")
+		if left[name] {
+			continue
+		}
+		left[name] = true
+		if adjust == nil {
+			adjust = &api.ContainerAdjustment{}
+		}
+		adjust.Env = append(adjust.Env, &api.KeyValue{Key: api.MarkForRemoval(name)})
+	}
+	return adjust
 }
 
 // Undo tells plugins that a container that they had a say in has not come to be.

@@ -4,6 +4,7 @@ package nri
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -213,6 +215,41 @@ func TestAdjustmentsAndUpdatesOfOthersComeBack(t *testing.T) {
 	}
 	if !strings.Contains(string(made.Spec), `"A=b"`) || len(made.Updates) != 1 || made.Updates[0].Container != "other" || made.Updates[0].Resources.CpuShares != 123 {
 		t.Errorf("got %s, %v", made.Spec, made.Updates)
+	}
+}
+
+// TestRemovedVariablesAreGone: the library drops a removal that nothing follows.
+func TestRemovedVariablesAreGone(t *testing.T) {
+	n, _ := start(t, Config{})
+	remove := func(names ...string) func() (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+		return func() (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			for _, name := range names {
+				a.RemoveEnv(name)
+			}
+			return a, nil
+		}
+	}
+	c := testContainer
+	c.Spec = []byte(`{"ociVersion":"1.2.0","process":{"env":["KEPT=1","GONE=x=y","GONE2=","BACK=1"]},"linux":{}}`)
+	n.connect(t, "10", "one").create = remove("GONE", "BACK", "NEVER")
+	second := n.connect(t, "20", "two")
+	second.create = func() (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+		a := &api.ContainerAdjustment{}
+		a.RemoveEnv("GONE2")
+		a.AddEnv("BACK", "2")
+		return a, nil
+	}
+	made, err := n.CreateContainer(t.Context(), testPod, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got specs.Spec
+	if err := json.Unmarshal(made.Spec, &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"KEPT=1", "BACK=2"}; !slices.Equal(got.Process.Env, want) {
+		t.Errorf("environment %q, want %q", got.Process.Env, want)
 	}
 }
 
