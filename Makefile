@@ -97,7 +97,7 @@ test-streams: build ## the stream tests in full size: 1 GiB, 200 sessions, 10,00
 
 .PHONY: test-registry
 test-registry: ## registries that misbehave, full disks, kills in the middle of pulls: all of it, in full size (ten minutes)
-	$(AS_ROOT) env BERTH_TEST_REGISTRY=full $(GO) test -v -count=1 -timeout 40m -run 'Misbehav|Bombs|Documents|Sizes|Slow|FillsUp|Kill|AtOnce|TimeLimit' \
+	$(AS_ROOT) env BERTH_TEST_REGISTRY=full $(GO) test -v -count=1 -timeout 40m -run 'Misbehav|Bombs|Documents|Sizes|Slow|FillsUp|Kill|AtOnce|TimeLimit|120Layers' \
 		./internal/image ./internal/image/registry ./internal/image/layer
 
 .PHONY: test-fault

@@ -54,7 +54,7 @@ func peakOf(do func()) uint64 {
 
 // TestBombsEndSoonAndTakeLittle has layers that are small on the network and endless on the disk, in memory or in the time that they take.
 func TestBombsEndSoonAndTakeLittle(t *testing.T) {
-	zeros := int64(128 << 20)
+	zeros := int64(96 << 20) // more than may be left unexplained
 	if fullSize {
 		zeros = 16 << 30
 	}
@@ -73,7 +73,11 @@ func TestBombsEndSoonAndTakeLittle(t *testing.T) {
 			begin []byte
 			want  error
 		}{"zeros behind the end": {whole, ErrCorrupt}, "a file larger than any disk": {huge, ErrNoSpace}} {
-			blob := compressed(t, how, c.begin, zeros)
+			behind := zeros
+			if errors.Is(c.want, ErrNoSpace) && !fullSize { // its first header is enough
+				behind = 1 << 20
+			}
+			blob := compressed(t, how, c.begin, behind)
 			for _, snapshotter := range []string{erofsForm, overlayfs} {
 				t.Run(fmt.Sprintf("%s %s %s", kind, strings.TrimPrefix(string(how), "application/vnd.oci.image.layer.v1."), snapshotter), func(t *testing.T) {
 					dir, reg := t.TempDir(), newRegistry(t)

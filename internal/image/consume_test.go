@@ -51,7 +51,7 @@ func watched(dir string, do func()) (peak int64) {
 func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
 	reg := newRegistry(t)
 	const size = 16 << 20
-	ref := reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)})))
+	ref := reg.push(t, "big:1", imageOf(t, v1.Config{}, storedLayer(t, map[string]string{"f": incompressible(size)})))
 	for _, snapshotter := range []string{erofsForm, overlayfs} {
 		t.Run(snapshotter, func(t *testing.T) {
 			dir := t.TempDir()
@@ -75,7 +75,7 @@ func TestTheDiskNeedNotHoldALayerTwice(t *testing.T) {
 func TestADiskWithRoomForTheImageAloneIsEnough(t *testing.T) {
 	reg, disk := newRegistry(t), smallDisk(t, "44m")
 	s := openWith(t, disk, form(overlayfs)) // nobody mounts EROFS files of a tmpfs
-	im := mustPull(t, s, reg.push(t, "big:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(24 << 20)}))))
+	im := mustPull(t, s, reg.push(t, "big:1", imageOf(t, v1.Config{}, storedLayer(t, map[string]string{"f": incompressible(24 << 20)}))))
 	if got := readInRootfs(t, s, im, "f"); got != incompressible(24<<20) {
 		t.Error("content is wrong")
 	}
@@ -99,7 +99,7 @@ func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
 	})
 	consumed, blob := make(chan struct{}), filepath.Join(childConfig(dir).Root, contentDir, "blobs", "sha256", digestOf(t, im, 1).Encoded())
 	go func() {
-		for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(10 * time.Millisecond) {
+		for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(10 * time.Millisecond) {
 			var st syscall.Stat_t
 			if syscall.Stat(blob, &st) == nil && st.Blocks*512 < size/2 {
 				close(consumed)

@@ -58,7 +58,7 @@ func killInPull(t *testing.T, dir, ref string, ready <-chan struct{}) {
 	}
 	select {
 	case <-ready:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the pull did not come to the point")
 	}
 	time.Sleep(50 * time.Millisecond) // for what was sent to be on disk
@@ -270,6 +270,7 @@ func TestABrokenStoreIsSetAside(t *testing.T) {
 }
 
 func TestASecondOpenerIsRefused(t *testing.T) {
+	t.Parallel() // it waits
 	dir := t.TempDir()
 	openStore(t, dir)
 	if s, err := Open(t.Context(), childConfig(dir), slog.New(slog.DiscardHandler)); err == nil {

@@ -22,7 +22,7 @@ import (
 func TestAKillWithPartsUnderWayCostsThoseParts(t *testing.T) {
 	dir, reg := t.TempDir(), newRegistry(t)
 	const size = 26 << 20
-	pushed := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(size)}))
+	pushed := imageOf(t, v1.Config{}, storedLayer(t, map[string]string{"f": incompressible(size)}))
 	ref, path := reg.push(t, "parts:1", pushed), layerPath(t, pushed, 0)
 	whole := reg.blob(t, "/v2/parts"+path)
 	ready := make(chan struct{})

@@ -186,7 +186,7 @@ func TestARemoteSnapshotterThatFailsHarmsItsImagesOnly(t *testing.T) {
 			fault()
 			begin := time.Now()
 			s := openWith(t, dir, impatient(r))
-			if took := time.Since(begin); took > 10*time.Second {
+			if took := time.Since(begin); took > time.Minute {
 				t.Errorf("open took %s", took)
 			}
 			if got, err := s.Status(ref); err != nil || got.ID != im.ID {

@@ -74,6 +74,9 @@ func TestAnImageOf120LayersIsMounted(t *testing.T) {
 	ref := reg.push(t, "deep:1", imageOf(t, v1.Config{}, layers...))
 	for kind, dir := range map[string]string{"short root": t.TempDir(), "long root": filepath.Join(t.TempDir(), strings.Repeat("x", 200))} {
 		t.Run(kind, func(t *testing.T) {
+			if kind == "short root" && !fullSize {
+				t.Skip("the other one has less room: make test-registry")
+			}
 			s := openStore(t, dir)
 			im := mustPull(t, s, ref)
 			if im.Layers != 120 {
@@ -385,7 +388,7 @@ func TestAnonymousVolumesHaveWhatTheImageHasThere(t *testing.T) {
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for range 500 {
+	for range 6000 {
 		if f() {
 			return
 		}

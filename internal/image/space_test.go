@@ -41,7 +41,7 @@ func TestAFullDiskIsTypedAndLeavesNothing(t *testing.T) {
 		image   v1.Image
 		fetches int64 // of layers, at most
 	}{
-		"compressed layers do not fit":       {imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(40 << 20)})), 1}, // the configuration's
+		"compressed layers do not fit":       {imageOf(t, v1.Config{}, storedLayer(t, map[string]string{"f": incompressible(40 << 20)})), 1}, // the configuration's
 		"an unpacked layer does not fit":     {imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": strings.Repeat("x", 60<<20)})), 2},
 		"two layers do not fit side by side": {imageOf(t, v1.Config{}, layerOf(t, map[string]string{"a": strings.Repeat("x", 30<<20)}), layerOf(t, map[string]string{"b": strings.Repeat("y", 30<<20)})), 3},
 	} {

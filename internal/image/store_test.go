@@ -5,6 +5,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -104,9 +105,19 @@ func tarOf(t *testing.T, files map[string]string) []byte {
 }
 
 func layerOf(t *testing.T, files map[string]string) v1.Layer {
+	return packedLayer(t, gzip.BestSpeed, files)
+}
+
+// storedLayer is one of large files that cannot be compressed: trying it takes longer than the tests that have them.
+func storedLayer(t *testing.T, files map[string]string) v1.Layer {
+	return packedLayer(t, gzip.NoCompression, files)
+}
+
+func packedLayer(t *testing.T, level int, files map[string]string) v1.Layer {
 	t.Helper()
 	raw := tarOf(t, files)
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil })
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil },
+		tarball.WithCompressedCaching, tarball.WithCompressionLevel(level)) // it would be made anew for its digest, its size and each time that it is sent
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +150,7 @@ func openStore(t *testing.T, dir string, certs ...string) *Store {
 func openWith(t *testing.T, dir string, change func(*Config)) *Store {
 	t.Helper()
 	cfg := Config{Root: filepath.Join(dir, "image"), Rootfs: filepath.Join(dir, "rootfs"), MaxConcurrentDownloads: 3,
-		StallTimeout: 500 * time.Millisecond, SkipSync: true}
+		StallTimeout: 30 * time.Second, SkipSync: true}
 	change(&cfg)
 	s, err := Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -15,8 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/berth-run/berth/internal/image/erofs"
 )
 
@@ -47,13 +45,9 @@ func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Bl
 			err = fmt.Errorf("%w: %v: %s", ErrCorrupt, p, debug.Stack())
 		}
 	}()
-	plain, closer, err := Decompress(r)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	defer closer()
-	digester := digest.Canonical.Digester()
-	stream := io.TeeReader(&bounded{ctx: ctx, r: plain, room: room}, digester.Hash())
+	plain := newPlain(r)
+	defer plain.Close()
+	stream := &bounded{ctx: ctx, r: plain, room: room}
 	b := &Blob{tree: newTree(), w: erofs.NewWriter(f)}
 	if err = b.read(stream, room); err == nil {
 		_, err = io.Copy(io.Discard, stream) // what follows the end of the archive counts for the digest
@@ -64,7 +58,9 @@ func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Bl
 		}
 		return nil, class(ctx, err)
 	}
-	b.DiffID = digester.Digest()
+	if b.DiffID, err = plain.Digest(); err != nil {
+		return nil, err
+	}
 	b.byPath = map[string]*erofs.Inode{}
 	b.name("/", b.tree.root)
 	slices.Sort(b.Implied)

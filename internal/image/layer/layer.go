@@ -72,17 +72,13 @@ func Apply(ctx context.Context, to Target, r io.Reader) (_ Result, err error) {
 			err = fmt.Errorf("%w: %v: %s", ErrCorrupt, p, debug.Stack())
 		}
 	}()
-	plain, closer, err := Decompress(r)
-	if err != nil {
-		return Result{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	defer closer()
-	digester := digest.Canonical.Digester()
 	entries, err := newEntries(dir, r)
 	if err != nil {
 		return Result{}, err
 	}
-	stream := io.TeeReader(&bounded{ctx: ctx, r: plain, room: entries}, digester.Hash())
+	plain := newPlain(r)
+	defer plain.Close()
+	stream := &bounded{ctx: ctx, r: plain, room: entries}
 	opts := []archive.ApplyOpt{archive.WithFilter(entries.see)}
 	if to.Overlay {
 		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
@@ -97,7 +93,8 @@ func Apply(ctx context.Context, to Target, r io.Reader) (_ Result, err error) {
 	if err != nil {
 		return Result{}, class(ctx, err)
 	}
-	return Result{DiffID: digester.Digest(), Implied: entries.unnamed()}, nil
+	sum, err := plain.Digest()
+	return Result{DiffID: sum, Implied: entries.unnamed()}, err
 }
 
 // Decompress tells the compression (gzip, zstd, none) by its first bytes, because media types are wrong at times. Call the function that it returns
