@@ -21,8 +21,9 @@ func TestIdleMemory(t *testing.T) {
 		t.Log("with the race detector the figures mean nothing")
 		return
 	}
-	// In kB. What a node pays is their sum; a single shim may have an arena page more than the others.
-	const pods, containers, limit, limitOfOne = 20, 3, 1024, 1280
+	// In kB. What a node pays is their sum; a single shim may have an arena page more than the others. Of the 1000 to 1035 that
+	// are measured, some 170 are pages of the program, which twenty share here: with a hundred pods it is 800.
+	const pods, containers, limit, limitOfOne = 20, 3, 1100, 1360
 	shims := make([]*testShim, pods)
 	for i := range shims {
 		shims[i] = startShim(t)
