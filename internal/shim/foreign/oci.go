@@ -137,11 +137,11 @@ func (s *ociStandIn) exec() (err error) {
 		if err == nil {
 			s.pid, err = readNumber(pid)
 		}
+		if err == nil {
+			s.internal, err = readNumber(internal)
+		}
 	} else {
-		err = s.execAttached(pid, append(args, s.id))
-	}
-	if err == nil {
-		s.internal, err = readNumber(internal)
+		err = s.execAttached(pid, internal, append(args, s.id))
 	}
 	if err == nil {
 		s.killOnTerm()
@@ -149,9 +149,9 @@ func (s *ociStandIn) exec() (err error) {
 	return err
 }
 
-// execAttached starts the runtime and waits until it has started the process. Detached, runsc takes a process that ends at once for one that
+// execAttached starts the runtime and waits until it has started the process, which it says in two files. Detached, runsc takes a process that ends at once for one that
 // did not start.
-func (s *ociStandIn) execAttached(pid string, args []string) error {
+func (s *ociStandIn) execAttached(pid, internal string, args []string) error {
 	log := filepath.Join(s.folder, "log.json")
 	all := append([]string{s.oci}, s.args(log, args...)...)
 	child, err := os.StartProcess(s.oci, all, &os.ProcAttr{Env: os.Environ(), Files: append([]*os.File{os.Stdin, os.Stdout, os.Stderr}, s.inherited...)})
@@ -162,7 +162,9 @@ func (s *ociStandIn) execAttached(pid string, args []string) error {
 	for {
 		ended := s.childEnded() // before the look: what has ended writes no more
 		if n, err := readNumber(pid); err == nil && n == s.pid {
-			return nil
+			if s.internal, err = readNumber(internal); err == nil {
+				return nil
+			}
 		}
 		if ended {
 			return s.failure(args[0], log, errors.New("it ended before the process was started"))
