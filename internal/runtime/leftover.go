@@ -104,14 +104,14 @@ func killInit(ctx context.Context, bundle string) error {
 	if err != nil {
 		return err
 	}
-	return killAndWait(ctx, shimFact{PID: fact.PID, StartTime: fact.StartTime})
+	return killAndWait(ctx, proc.ID{PID: fact.PID, StartTime: fact.StartTime})
 }
 
 // killLaunchers ends the OCI runtime's processes that work on the container. The dead shim was their parent, so
-// nobody else does.
+// nobody else does. The OCI runtime's folder is in their command line: another Berth's container may have the same ID.
 func (r *Runtime) killLaunchers(ctx context.Context, h Handler, id string) error {
-	found, err := processes(func(args []string) bool {
-		return (args[0] == h.Path || args[0] == filepath.Base(h.Path)) && slices.Contains(args[1:], id)
+	found, err := proc.Find(func(args []string) bool {
+		return (args[0] == h.Path || args[0] == filepath.Base(h.Path)) && slices.Contains(args[1:], id) && slices.Contains(args[1:], h.Root)
 	})
 	if err != nil {
 		return err
@@ -122,16 +122,19 @@ func (r *Runtime) killLaunchers(ctx context.Context, h Handler, id string) error
 	return err
 }
 
-// killAndWait returns when the process has ended, though perhaps is not yet reaped. It never hits another process
-// that has got the pid since.
-func killAndWait(ctx context.Context, process shimFact) error {
-	same := func() bool { return proc.Is(process.PID, process.StartTime) }
-	if _, err := pidfd.KillIf(process.PID, syscall.SIGKILL, same); err != nil {
-		return err
+// killAndWait returns when the processes have ended, though perhaps are not yet reaped. It never hits another process
+// that has got a pid since.
+func killAndWait(ctx context.Context, all ...proc.ID) error {
+	for _, p := range all {
+		if _, err := pidfd.KillIf(p.PID, syscall.SIGKILL, p.Runs); err != nil {
+			return err
+		}
 	}
-	for same() {
-		if !pause(ctx, killPace) {
-			return fmt.Errorf("process %d survives SIGKILL: %w", process.PID, ctx.Err())
+	for _, p := range all {
+		for p.Runs() {
+			if !pause(ctx, killPace) {
+				return fmt.Errorf("process %d survives SIGKILL: %w", p.PID, ctx.Err())
+			}
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -264,14 +265,15 @@ func TestRealExecSync(t *testing.T) {
 	if took := time.Since(begin); err != nil || string(result.Stdout) != "started\n" || took > 10*time.Second {
 		t.Errorf("background child: %+v, %v after %s", result, err, took)
 	}
-	result, err = p.exec("c1", 500*time.Millisecond, "echo begun; sleep 501 & (sleep 502); sleep 503")
+	second := 5000000 + 3*os.Getpid() // so that another run of this test is not mistaken for this one
+	result, err = p.exec("c1", 500*time.Millisecond, fmt.Sprintf("echo begun; sleep %d & (sleep %d); sleep %d", second, second+1, second+2))
 	want(t, "timeout", err, ErrExecTimeout, "exec in container c1")
 	if string(result.Stdout) != "begun\n" {
 		t.Errorf("timeout: %q", result.Stdout)
 	}
-	for _, victim := range []string{"501", "502", "503"} {
-		if found, err := processes(func(args []string) bool { return strings.Join(args, " ") == "sleep "+victim }); err != nil || len(found) > 0 {
-			t.Errorf("sleep %s survives its exec: %v, %v", victim, found, err)
+	for victim := second; victim < second+3; victim++ {
+		if found, err := proc.Find(func(args []string) bool { return slices.Equal(args, []string{"sleep", strconv.Itoa(victim)}) }); err != nil || len(found) > 0 {
+			t.Errorf("sleep %d survives its exec: %v, %v", victim, found, err)
 		}
 	}
 	_, err = p.shim.ExecSync(timeout(t, 10*time.Second), "c1", ExecRequest{Process: []byte(`{"args":["nope"],"cwd":"/","user":{"uid":0,"gid":0}}`)})

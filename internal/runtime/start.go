@@ -12,11 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/berth-run/berth/internal/linux/pidfd"
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -40,12 +38,6 @@ var shimEnvironment = append(shimapi.Environment(), "PATH=/usr/local/sbin:/usr/l
 type ShimRequest struct {
 	// Sandbox is the pod sandbox's ID.
 	Sandbox string
-}
-
-// shimFact identifies a shim's process beyond the reuse of its pid.
-type shimFact struct {
-	PID       int    `json:"pid"`
-	StartTime uint64 `json:"start_time"`
 }
 
 // StartShim starts the sandbox's shim and connects to it, without waiting until it is ready: its sockets
@@ -135,7 +127,7 @@ func recordShim(dir string, pid int) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(shimFact{PID: pid, StartTime: stat.StartTime})
+	data, err := json.Marshal(proc.ID{PID: pid, StartTime: stat.StartTime})
 	if err != nil {
 		return err
 	}
@@ -174,31 +166,18 @@ func (r *Runtime) killShim(ctx context.Context, sandbox string) error {
 	if len(running) > 0 { // a shim that was told to end may be on its way still
 		r.expectKill(sandbox)
 	}
-	for _, shim := range running {
-		_, err := pidfd.KillIf(shim.PID, syscall.SIGKILL, func() bool { return proc.Is(shim.PID, shim.StartTime) })
-		if err != nil {
-			return err
-		}
-	}
-	for _, shim := range running {
-		for proc.Is(shim.PID, shim.StartTime) {
-			if !pause(ctx, killPace) {
-				return fmt.Errorf("process %d survives SIGKILL: %w", shim.PID, ctx.Err())
-			}
-		}
-	}
-	return nil
+	return killAndWait(ctx, running...)
 }
 
 // findShims returns the live shims of a pod: the one on record, and, where there is no readable record, any whose
 // command line says so. The latter is what a daemon leaves that is killed between start and record.
-func (r *Runtime) findShims(dir string) ([]shimFact, error) {
+func (r *Runtime) findShims(dir string) ([]proc.ID, error) {
 	data, err := os.ReadFile(filepath.Join(dir, shimRecord))
 	if err == nil {
-		var fact shimFact
+		var fact proc.ID
 		if json.Unmarshal(data, &fact) == nil && fact.PID > 0 {
-			if proc.Is(fact.PID, fact.StartTime) {
-				return []shimFact{fact}, nil
+			if fact.Runs() {
+				return []proc.ID{fact}, nil
 			}
 			return nil, nil
 		}
@@ -209,33 +188,5 @@ func (r *Runtime) findShims(dir string) ([]shimFact, error) {
 		return nil, nil // the sockets come first, so none was ever started
 	}
 	want := shimArgs(r.shimPath, dir)[1:]
-	return processes(func(args []string) bool { return len(args) == len(want)+1 && slices.Equal(args[1:], want) })
-}
-
-// processes returns those of root's whose command line matches.
-func processes(match func(args []string) bool) ([]shimFact, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var found []shimFact
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		stat, err := proc.ReadStat(pid)
-		if err != nil || stat.Ended() {
-			continue // gone meanwhile
-		}
-		if info, err := entry.Info(); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
-			continue // a container's process can call itself what it likes
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
-		if err != nil || len(line) == 0 || !match(strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")) {
-			continue
-		}
-		found = append(found, shimFact{PID: pid, StartTime: stat.StartTime})
-	}
-	return found, nil
+	return proc.Find(func(args []string) bool { return len(args) == len(want)+1 && slices.Equal(args[1:], want) })
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // bystander is a process that nobody may touch.
-func bystander(t *testing.T) shimFact {
+func bystander(t *testing.T) proc.ID {
 	t.Helper()
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
@@ -36,16 +36,16 @@ func bystander(t *testing.T) shimFact {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	return shimFact{PID: stat.PID, StartTime: stat.StartTime}
+	return proc.ID{PID: stat.PID, StartTime: stat.StartTime}
 }
 
-func readShimFact(t *testing.T, r *Runtime) shimFact {
+func readShimFact(t *testing.T, r *Runtime) proc.ID {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(r.podDir(testSandbox), shimRecord))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var fact shimFact
+	var fact proc.ID
 	if err := json.Unmarshal(data, &fact); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestKillShimSparesAPidThatIsAnothers(t *testing.T) {
 	if err := makeDir(r.podDir(testSandbox)); err != nil {
 		t.Fatal(err)
 	}
-	data, err := json.Marshal(shimFact{PID: other.PID, StartTime: other.StartTime - 1})
+	data, err := json.Marshal(proc.ID{PID: other.PID, StartTime: other.StartTime - 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestKillLeftOverEndsALaunchThatIsUnderWay(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: sleeper}}})
-	start := func(args ...string) shimFact {
+	start := func(args ...string) proc.ID {
 		cmd := exec.Command(sleeper, args...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -293,14 +293,16 @@ func TestKillLeftOverEndsALaunchThatIsUnderWay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return shimFact{PID: stat.PID, StartTime: stat.StartTime}
+		return proc.ID{PID: stat.PID, StartTime: stat.StartTime}
 	}
-	mine, others := start("run", "--detach", "c1"), start("run", "--detach", "c2")
+	root := r.handlers["runc"].Root
+	mine := start("--root", root, "run", "--detach", "c1")
+	others := []proc.ID{start("--root", root, "run", "--detach", "c2"), start("--root", "/another", "run", "--detach", "c1")}
 	if err := r.KillLeftOver(timeout(t, 5*time.Second), "", "c1", "/none"); err != nil {
 		t.Error(err)
 	}
-	if proc.Is(mine.PID, mine.StartTime) || !proc.Is(others.PID, others.StartTime) {
-		t.Errorf("c1 runs: %v, c2 runs: %v", proc.Is(mine.PID, mine.StartTime), proc.Is(others.PID, others.StartTime))
+	if mine.Runs() || !others[0].Runs() || !others[1].Runs() {
+		t.Errorf("c1 runs: %v, c2 runs: %v, another daemon's c1 runs: %v", mine.Runs(), others[0].Runs(), others[1].Runs())
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shim/wire"
 )
 
@@ -200,11 +201,11 @@ func TestAContainerGoesThoughItsShimAndTheShimsProgramBothFail(t *testing.T) {
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- shim.Wait() }()
-			me, ok := identify(shim.Process.Pid)
+			me, ok := proc.Identify(shim.Process.Pid)
 			if !ok {
 				t.Fatal("the shim's process is not found")
 			}
-			p.state.ShimPID, p.state.ShimStart = me.pid, me.start
+			p.state.ShimPID, p.state.ShimStart = me.PID, me.StartTime
 			if err := errors.Join(p.save(p.state), os.WriteFile(p.shim, []byte("#!/bin/sh\n"+words+"\n"), 0o700)); err != nil {
 				t.Fatal(err)
 			}
@@ -237,11 +238,11 @@ func TestAShimThatDoesNotCarryOutASIGKILLIsKilled(t *testing.T) {
 				if err := shim.Start(); err != nil {
 					t.Fatal(err)
 				}
-				me, ok := identify(shim.Process.Pid)
+				me, ok := proc.Identify(shim.Process.Pid)
 				if !ok {
 					t.Fatal("the shim's process is not found")
 				}
-				p.state.ShimPID, p.state.ShimStart = me.pid, me.start
+				p.state.ShimPID, p.state.ShimStart = me.PID, me.StartTime
 				if err := p.save(p.state); err != nil {
 					t.Fatal(err)
 				}
@@ -250,7 +251,7 @@ func TestAShimThatDoesNotCarryOutASIGKILLIsKilled(t *testing.T) {
 				if err := c.kill(); err != nil {
 					t.Fatal(err)
 				}
-				if me.runs() {
+				if me.Runs() {
 					t.Error("the shim still runs")
 				}
 				_ = shim.Wait() // it was killed

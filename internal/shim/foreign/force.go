@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -30,19 +28,6 @@ const (
 	// maxProcesses bounds how many processes of a shim are killed.
 	maxProcesses = 1 << 15
 )
-
-// process is one that is not mistaken for a later one with its number.
-type process struct {
-	pid   int
-	start uint64
-}
-
-func (p process) runs() bool { return proc.Is(p.pid, p.start) }
-
-func identify(pid int) (process, bool) {
-	stat, err := proc.ReadStat(pid)
-	return process{pid, stat.StartTime}, err == nil && !stat.Ended()
-}
 
 // ended waits until the shim says that the container has.
 func (c *command) ended(shim *client) error {
@@ -78,72 +63,44 @@ func (c *command) killShim(s state) error {
 		return err
 	}
 	for _, p := range all { // parents first: what makes processes goes before them
-		if _, err := pidfd.KillIf(p.pid, syscall.SIGKILL, p.runs); err != nil {
+		if _, err := pidfd.KillIf(p.PID, syscall.SIGKILL, p.Runs); err != nil {
 			return err
 		}
 	}
 	for end := time.Now().Add(callLimit); ; time.Sleep(5 * time.Millisecond) {
-		left := slices.IndexFunc(all, process.runs)
+		left := slices.IndexFunc(all, proc.ID.Runs)
 		if left < 0 {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("process %d of the shim survives SIGKILL", all[left].pid)
+			return fmt.Errorf("process %d of the shim survives SIGKILL", all[left].PID)
 		}
 	}
 }
 
 // shims are the shim that said who it is, or those whose command line names the container, as containerd's convention has it: one that was stuck from the
 // beginning has said nothing.
-func (c *command) shims(s state) ([]process, error) {
+func (c *command) shims(s state) ([]proc.ID, error) {
 	if s.ShimPID > 1 {
-		return []process{{s.ShimPID, s.ShimStart}}, nil
+		return []proc.ID{{PID: s.ShimPID, StartTime: s.ShimStart}}, nil
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var found []process
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		p, ok := identify(pid)
-		if ok && c.isShim(pid) {
-			found = append(found, p)
-		}
-	}
-	return found, nil
-}
-
-// isShim tells whether a process of root's runs the shim's program for this container.
-func (c *command) isShim(pid int) bool {
-	at := filepath.Join("/proc", strconv.Itoa(pid))
-	var st syscall.Stat_t
-	if syscall.Stat(at, &st) != nil || int(st.Uid) != os.Geteuid() { // a container's process can call itself what it likes
-		return false
-	}
-	line, err := readLimited(filepath.Join(at, "cmdline"), maxWords)
-	if err != nil {
-		return false
-	}
-	args := strings.Split(string(line), "\x00")
-	return filepath.Base(args[0]) == filepath.Base(c.shim) && slices.Contains(args, c.id)
+	return proc.Find(func(args []string) bool {
+		return filepath.Base(args[0]) == filepath.Base(c.shim) && slices.Contains(args, c.id)
+	})
 }
 
 // withDescendants are the processes with all below them, parents before children.
-func withDescendants(all []process) ([]process, error) {
+func withDescendants(all []proc.ID) ([]proc.ID, error) {
 	for i := 0; i < len(all) && len(all) < maxProcesses; i++ {
-		if !all[i].runs() {
+		if !all[i].Runs() {
 			continue
 		}
-		children, err := proc.Children(all[i].pid)
+		children, err := proc.Children(all[i].PID)
 		if err != nil {
 			return nil, err
 		}
 		for _, pid := range children {
-			if p, ok := identify(pid); ok {
+			if p, ok := proc.Identify(pid); ok {
 				all = append(all, p)
 			}
 		}
