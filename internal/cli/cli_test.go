@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,31 +11,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/test/transcript"
 )
-
-// buffer is a stream that several goroutines write to.
-type buffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 type outcome struct {
 	code     int
@@ -45,7 +27,7 @@ type outcome struct {
 
 // berthIn runs one command line with that standard input.
 func berthIn(ctx context.Context, in string, args ...string) outcome {
-	var out, errs buffer
+	var out, errs transcript.Text
 	code := New(Options{Version: "0.9", In: strings.NewReader(in), Out: &out, Err: &errs}).Run(ctx, args)
 	return outcome{code, out.String(), errs.String()}
 }

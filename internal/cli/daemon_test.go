@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/berth-run/berth/test/transcript"
 )
 
 func configFile(t *testing.T, text string) string {
@@ -31,7 +33,7 @@ func TestServeHandsItsFlagsToTheDaemon(t *testing.T) {
 	if want := (ServeFlags{Config: "/c", Root: "/r", State: "/s", Socket: "/x.sock"}); code != 0 || got != want {
 		t.Errorf("exit code %d, got %+v, want %+v", code, got, want)
 	}
-	var errs buffer
+	var errs transcript.Text
 	o.Err, o.Serve = &errs, func(context.Context, ServeFlags) error { return errors.New("root /r is locked") }
 	if code := New(o).Run(t.Context(), []string{"serve"}); code != 1 || errs.String() != "berth: root /r is locked\n" {
 		t.Errorf("exit code %d, %q", code, errs.String())

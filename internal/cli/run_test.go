@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/test/transcript"
 )
 
 // runPod runs a manifest with folders of its own; what is left in them is returned.
@@ -31,13 +33,13 @@ func (f *fakeCRI) runPod(ctx context.Context, t *testing.T, spec string, flags .
 
 // watched is a stream that calls seen once it holds text.
 type watched struct {
-	buffer
+	transcript.Text
 	text string
 	seen func()
 }
 
 func (w *watched) Write(p []byte) (int, error) {
-	n, err := w.buffer.Write(p)
+	n, err := w.Text.Write(p)
 	if strings.Contains(w.String(), w.text) {
 		w.seen()
 	}
@@ -165,7 +167,7 @@ func TestInterruptedRunStopsAndRemovesThePod(t *testing.T) {
 	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers: [{name: a, image: \"i:1\"}]\n"
 	// Interrupted once its output is there: earlier, there may be nothing to show yet.
 	out := &watched{text: "up\n", seen: cancel}
-	var errs buffer
+	var errs transcript.Text
 	code := New(Options{Version: "0.9", In: strings.NewReader(manifest), Out: out, Err: &errs}).Run(ctx,
 		[]string{"run", "--socket", f.socket, "--pods-dir", dir, "-"})
 	left, err := filepath.Glob(filepath.Join(dir, "*"))

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,31 +24,15 @@ import (
 const memory = 400 << 20
 
 // peakOf does something and tells the most memory that was in use meanwhile, beside what was before.
-func peakOf(do func()) uint64 {
-	inUse := func() uint64 {
+func peakOf(do func()) int64 {
+	inUse := func() int64 {
 		s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 		metrics.Read(s)
-		return s[0].Value.Uint64()
+		return int64(s[0].Value.Uint64())
 	}
 	runtime.GC()
 	before := inUse()
-	peak := before
-	done := make(chan struct{})
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(time.Millisecond):
-				peak = max(peak, inUse())
-			}
-		}
-	})
-	do()
-	close(done)
-	watch.Wait()
-	return peak - before
+	return max(before, highest(inUse, do)) - before
 }
 
 // TestBombsEndSoonAndTakeLittle has layers that are small on the network and endless on the disk, in memory or in the time that they take.

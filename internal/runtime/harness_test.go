@@ -237,20 +237,21 @@ func (f *fakeShim) serveStdio() {
 			conn.Close()
 			continue
 		}
-		var refusal error
 		if header.ExecID == "refused" {
-			refusal = errors.New("too many streams")
-		}
-		if err := shimapi.WriteStreamAnswer(conn, refusal); err != nil || refusal != nil {
+			_ = shimapi.WriteStreamAnswer(conn, errors.New("too many streams")) // the client's test fails otherwise
 			conn.Close()
 			continue
 		}
-		f.mu.Lock()
-		if old := f.streams[header]; old != nil { // the lease of an earlier exec of this ID
-			old.Close()
-		}
+		f.mu.Lock() // before the answer, after which the client may ask for what uses it
+		old := f.streams[header]
 		f.streams[header] = conn
 		f.mu.Unlock()
+		if old != nil { // the lease of an earlier exec of this ID
+			old.Close()
+		}
+		if err := shimapi.WriteStreamAnswer(conn, nil); err != nil {
+			conn.Close()
+		}
 	}
 }
 

@@ -5,29 +5,12 @@ package runtime
 import (
 	"log/slog"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/berth-run/berth/test/transcript"
 )
-
-// journal is a log that can be read meanwhile.
-type journal struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
 
 // TestOnlyAnEndThatNobodyAskedForIsAWarning has a shim end by SIGKILL in both ways.
 func TestOnlyAnEndThatNobodyAskedForIsAWarning(t *testing.T) {
@@ -48,7 +31,7 @@ func TestOnlyAnEndThatNobodyAskedForIsAWarning(t *testing.T) {
 		}, "level=WARN"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, log := newRuntime(t, Config{}), &journal{}
+			r, log := newRuntime(t, Config{}), &transcript.Text{}
 			r.log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 			shim, err := r.StartShim(timeout(t, 10*time.Second), ShimRequest{Sandbox: testSandbox})
 			if err != nil {

@@ -3,7 +3,6 @@
 package telemetry
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -21,6 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/test/transcript"
 )
 
 // server answers with what the test has put in.
@@ -63,31 +64,13 @@ func (o *observed) Observe(_ context.Context, method string, code codes.Code, to
 	}
 }
 
-// buffer is a log's target that the server's goroutines share with the test.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // harness is a real gRPC server with the interceptors, and a client.
 type harness struct {
 	*server
 	runtime  runtimeapi.RuntimeServiceClient
 	image    runtimeapi.ImageServiceClient
 	log      *Log
-	out      *buffer
+	out      *transcript.Text
 	observed *observed
 	calls    *Calls
 }
@@ -96,7 +79,7 @@ var errGone = errors.New("no such thing")
 
 func newHarness(t *testing.T) *harness {
 	t.Helper()
-	h := &harness{server: &server{}, out: &buffer{}, observed: &observed{calls: map[string]int{}}, calls: NewCalls()}
+	h := &harness{server: &server{}, out: &transcript.Text{}, observed: &observed{calls: map[string]int{}}, calls: NewCalls()}
 	var err error
 	if h.log, err = NewLog(h.out, "json", "debug"); err != nil {
 		t.Fatal(err)

@@ -64,14 +64,7 @@ func setUp(dir string) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the daemon: %w: %s", err, out)
 	}
-	if images, err = registry.New(); err != nil {
-		return err
-	}
-	im, err := registry.Busybox()
-	if err != nil {
-		return err
-	}
-	busyboxRef, _, err = images.Push("busybox:1", im)
+	images, busyboxRef, err = registry.NewWithBusybox()
 	return err
 }
 

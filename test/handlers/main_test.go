@@ -72,17 +72,11 @@ func setUp() error {
 	if workDir, err = os.MkdirTemp("", "bt-handlers-"); err != nil {
 		return err
 	}
-	if images, err = registry.New(); err != nil {
-		return err
-	}
 	toml := fmt.Sprintf("binary_name = %q\nroot = %q\n[runsc_config]\nplatform = \"systrap\"\n", filepath.Join(binDir, "gvisor/runsc"), filepath.Join(workDir, "runsc"))
 	if err := os.WriteFile(filepath.Join(workDir, "runsc.toml"), []byte(toml), 0o600); err != nil {
 		return err
 	}
-	im, err := registry.Busybox()
-	if err == nil {
-		busyboxRef, _, err = images.Push("busybox:1", im)
-	}
+	images, busyboxRef, err = registry.NewWithBusybox()
 	return err
 }
 

@@ -8,32 +8,17 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"k8s.io/client-go/tools/remotecommand"
 
 	"github.com/berth-run/berth/test/kubelet"
+	"github.com/berth-run/berth/test/transcript"
 )
 
 // screen collects what a terminal shows.
-type screen struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
-func (s *screen) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
+type screen struct{ transcript.Text }
 
 func (s *screen) await(t *testing.T, want string) {
 	t.Helper()

@@ -49,14 +49,7 @@ func setUp() error {
 		return fmt.Errorf("need root (or -short)")
 	}
 	var err error
-	if images, err = registry.New(); err != nil {
-		return err
-	}
-	im, err := registry.Busybox()
-	if err != nil {
-		return err
-	}
-	if busyboxRef, _, err = images.Push("busybox:1", im); err != nil {
+	if images, busyboxRef, err = registry.NewWithBusybox(); err != nil {
 		return err
 	}
 	if !onContainerd() {
@@ -68,7 +61,8 @@ func setUp() error {
 	}
 	pause := registry.Spec{Layers: []registry.Tree{t}}
 	pause.Config.Entrypoint = []string{"sleep", "2147483647"}
-	if im, err = registry.Build(pause); err != nil {
+	im, err := registry.Build(pause)
+	if err != nil {
 		return err
 	}
 	pauseRef, _, err = images.Push("pause:1", im)

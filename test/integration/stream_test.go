@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-run/berth/test/daemon"
 	"github.com/berth-run/berth/test/kubelet"
+	"github.com/berth-run/berth/test/transcript"
 )
 
 // eachTransport runs a test over SPDY and over WebSocket.
@@ -36,23 +37,8 @@ func withT(c *kubelet.Container, k *kubelet.Kubelet) *kubelet.Container {
 	return &kubelet.Container{Pod: &kubelet.Pod{Kubelet: k, ID: c.Pod.ID, Config: c.Config}, ID: c.ID, Spec: c.Spec}
 }
 
-// buffer is a bytes.Buffer for two goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
+// buffer is what one stream of a session has brought.
+type buffer struct{ transcript.Text }
 
 func (b *buffer) await(t *testing.T, text string) {
 	t.Helper()

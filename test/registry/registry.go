@@ -59,6 +59,22 @@ func New() (*Server, error) {
 	return s, nil
 }
 
+// NewWithBusybox is New with an image to run, and its reference.
+func NewWithBusybox() (s *Server, ref string, err error) {
+	im, err := Busybox()
+	if err != nil {
+		return nil, "", err
+	}
+	if s, err = New(); err != nil {
+		return nil, "", err
+	}
+	if ref, _, err = s.Push("busybox:1", im); err != nil {
+		s.Close()
+		return nil, "", err
+	}
+	return s, ref, nil
+}
+
 // Start is New for a test, closed at its end.
 func Start(tb testing.TB) *Server {
 	tb.Helper()

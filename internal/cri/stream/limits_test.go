@@ -20,7 +20,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +28,8 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
+
+	"github.com/berth-run/berth/test/transcript"
 )
 
 func TestAnExpiredTokenIsAsUnknownAsAWrongOne(t *testing.T) {
@@ -100,7 +101,7 @@ func TestIdlePortForwardsAreEndedWithAWord(t *testing.T) {
 	for name, dial := range forwardings {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var log logLines
+			var log transcript.Text
 			const limit = 3 * time.Second // long enough for what comes first
 			s := start(t, func(c *Config) { c.IdleTimeout, c.Log = limit, slog.New(slog.NewTextHandler(&log, nil)) })
 			at, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p"})
@@ -132,24 +133,6 @@ func TestIdlePortForwardsAreEndedWithAWord(t *testing.T) {
 			}
 		})
 	}
-}
-
-// logLines collects a log.
-type logLines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logLines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // certificate writes one for the loopback address, with its key, and returns the pool that trusts it.

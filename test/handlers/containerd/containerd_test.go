@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+
+	"github.com/berth-run/berth/test/transcript"
 )
 
 func TestRunWithOutputAndExitCode(t *testing.T) {
@@ -167,7 +169,7 @@ func TestExec(t *testing.T) {
 func TestAnExecIsKilled(t *testing.T) {
 	n := start(t)
 	c := n.create("execkill", nil, nil, oci.WithProcessArgs("sleep", "1000")).start()
-	process, err := c.tryExec("long", nil, &output{}, "sleep", "1000")
+	process, err := c.tryExec("long", nil, &transcript.Text{}, "sleep", "1000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +197,7 @@ func TestAnExecIsKilled(t *testing.T) {
 // exec runs a program to its end.
 func (c *container) exec(id string, in *os.File, args ...string) (uint32, string) {
 	c.Helper()
-	out := &output{}
+	out := &transcript.Text{}
 	process, err := c.tryExec(id, in, out, args...)
 	if err != nil {
 		c.Fatal(err)
@@ -217,7 +219,7 @@ func (c *container) exec(id string, in *os.File, args ...string) (uint32, string
 }
 
 // tryExec starts a program.
-func (c *container) tryExec(id string, in *os.File, out *output, args ...string) (client.Process, error) {
+func (c *container) tryExec(id string, in *os.File, out *transcript.Text, args ...string) (client.Process, error) {
 	c.Helper()
 	spec, err := c.Spec(c.ctx)
 	if err != nil {
@@ -225,7 +227,7 @@ func (c *container) tryExec(id string, in *os.File, out *output, args ...string)
 	}
 	spec.Process.Args, spec.Process.Terminal = args, false
 	if out == nil {
-		out = &output{}
+		out = &transcript.Text{}
 	}
 	streams := cio.WithStreams(nil, out, out)
 	if in != nil {

@@ -6,14 +6,12 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +27,7 @@ import (
 
 	"github.com/berth-run/berth/test/daemon"
 	"github.com/berth-run/berth/test/registry"
+	"github.com/berth-run/berth/test/transcript"
 )
 
 const namespace = "berth-test"
@@ -65,13 +64,7 @@ func setUp() error {
 	if binDir, err = daemon.BinDir(); err != nil {
 		return err
 	}
-	if images, err = registry.New(); err != nil {
-		return err
-	}
-	im, err := registry.Busybox()
-	if err == nil {
-		busyboxRef, _, err = images.Push("busybox:1", im)
-	}
+	images, busyboxRef, err = registry.NewWithBusybox()
 	return err
 }
 
@@ -139,26 +132,8 @@ type container struct {
 	client.Container
 	task   client.Task
 	wait   <-chan client.ExitStatus
-	stdout *output
-	stderr *output
-}
-
-// output is what a process has written so far.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	stdout *transcript.Text
+	stderr *transcript.Text
 }
 
 // create makes a container, not started, with our shim as its runtime.
@@ -172,7 +147,7 @@ func (n *node) create(id string, in *os.File, io []cio.Opt, opts ...oci.SpecOpts
 	if err != nil {
 		n.Fatal(err)
 	}
-	c := &container{node: n, Container: made, stdout: &output{}, stderr: &output{}}
+	c := &container{node: n, Container: made, stdout: &transcript.Text{}, stderr: &transcript.Text{}}
 	n.Cleanup(func() {
 		if err := made.Delete(n.ctx, client.WithSnapshotCleanup); err != nil {
 			n.Errorf("delete container %s: %v", id, err)
