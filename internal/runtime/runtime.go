@@ -74,7 +74,8 @@ type Runtime struct {
 	moves    cgroup.Anticipation
 	log      *slog.Logger
 
-	probing singleflight.Group // by binary and question
+	probing  singleflight.Group // by binary and question
+	forwards sync.Once          // before the first connection to a port in a sandbox
 
 	mu      sync.Mutex
 	probes  map[string]probe

@@ -20,6 +20,9 @@ import (
 // portForwardLimit bounds the connection to a port in a sandbox.
 const portForwardLimit = 10 * time.Second
 
+// forwardPrefix begins the names of the folders, in the state folder, with the sockets of connections to ports in sandboxes while these are made.
+const forwardPrefix = "forward-"
+
 // Stats asks the handler's runtime what a container uses that lives in a sandbox, not in a cgroup of its own. It starts a process, which ends
 // with ctx. ErrUnsupported: the handler's containers have cgroups.
 func (r *Runtime) Stats(ctx context.Context, handler, id string) (shimapi.TaskUsage, error) {
@@ -53,12 +56,24 @@ func (r *Runtime) DialSandbox(ctx context.Context, handler, id string, port uint
 	}
 	ctx, cancel := context.WithTimeout(ctx, portForwardLimit)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "berth-forward-") // short: a socket's path has 107 bytes at most
+	r.forwards.Do(r.sweepForwards)
+	dir, err := os.MkdirTemp(r.stateDir, forwardPrefix)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make a folder for the connection to port %d: %w", port, err)
 	}
 	conn, err := r.dialSandbox(ctx, h, filepath.Join(dir, "s"), id, port)
 	return conn, errors.Join(err, os.RemoveAll(dir))
+}
+
+// sweepForwards removes what a daemon left that was killed while it connected.
+func (r *Runtime) sweepForwards() {
+	left, err := filepath.Glob(filepath.Join(r.stateDir, forwardPrefix+"*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		r.log.Warn("folders of earlier connections to sandboxes stay", "error", err)
+	}
 }
 
 func (r *Runtime) dialSandbox(ctx context.Context, h Handler, socket, id string, port uint16) (net.Conn, error) {

@@ -48,6 +48,10 @@ func TestAPortInASandbox(t *testing.T) {
 	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: script(t, "exit 0")},
 		"gvisor":  {Path: script(t, `while [ "$1" != --stream ]; do shift; done; echo "$2 $3 $4" >`+path+`.new; mv `+path+`.new `+path+`; while [ ! -e `+path+`.connected ]; do sleep 0.01; done`), Foreign: true, Sandboxed: true},
 		"refuses": {Path: script(t, "echo connection was refused >&2; exit 128"), Foreign: true, Sandboxed: true}}})
+	left := filepath.Join(r.stateDir, forwardPrefix+"123")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	_, err := r.DialSandbox(t.Context(), "runc", "c1", 80)
 	want(t, "runc", err, ErrUnsupported, "only those that listen on the pod's address")
 	_, err = r.DialSandbox(t.Context(), "refuses", "c1", 80)
@@ -87,7 +91,9 @@ func TestAPortInASandbox(t *testing.T) {
 	if _, err := near.Read(got[:]); err != nil || string(got[:]) != "hello" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if _, err := os.Stat(filepath.Dir(near.LocalAddr().String())); !os.IsNotExist(err) {
-		t.Errorf("the socket's folder: %v", err)
+	for what, dir := range map[string]string{"the socket's folder": filepath.Dir(near.LocalAddr().String()), "a killed daemon's folder": left} {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -141,19 +141,11 @@ func TestARealPrometheusUnderstandsTheDaemon(t *testing.T) {
 
 func busyNode(t *testing.T, address string) *kubelet.Kubelet {
 	t.Helper()
-	images, err := registry.New()
+	images, ref, err := registry.NewWithBusybox()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(images.Close)
-	im, err := registry.Busybox()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ref, _, err := images.Push("busybox:1", im)
-	if err != nil {
-		t.Fatal(err)
-	}
 	k := &kubelet.Kubelet{T: t, D: daemon.Start(t, daemon.Spec{Config: fmt.Sprintf("[metrics]\naddress = %q\n", address)})}
 	if err := k.D.WaitNetwork(k.Ctx(), true); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/shim/wire"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -62,7 +63,7 @@ func (c *command) makeBundle(from string) error {
 	if err := os.MkdirAll(c.bundle(), 0o700); err != nil {
 		return err
 	}
-	config, err := readLimited(filepath.Join(from, shimapi.ConfigName), maxConfig)
+	config, err := fsys.ReadFile(filepath.Join(from, shimapi.ConfigName), maxConfig)
 	if err != nil {
 		return err
 	}

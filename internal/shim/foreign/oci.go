@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -123,7 +124,7 @@ func (s *ociStandIn) exec() (err error) {
 		}
 	}()
 	// A copy: the process that the runtime leaves reads it, too, and has not our descriptor.
-	process, err := readLimited(s.options["--process"], maxProcess)
+	process, err := fsys.ReadFile(s.options["--process"], maxProcess)
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,7 @@ func (s *ociStandIn) call(args ...string) error {
 
 // failure adds the runtime's words to an error.
 func (s *ociStandIn) failure(verb, log string, err error) error {
-	words, readErr := readLimited(log, maxOutput)
+	words, readErr := fsys.ReadFile(log, maxOutput)
 	if readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
 		return errors.Join(err, readErr)
 	}
@@ -267,7 +268,7 @@ func (s *ociStandIn) waitExec() int {
 }
 
 func readNumber(path string) (int, error) {
-	data, err := readLimited(path, 64)
+	data, err := fsys.ReadFile(path, 64)
 	if err != nil {
 		return 0, err
 	}

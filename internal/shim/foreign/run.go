@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shim/wire"
 	"github.com/berth-run/berth/internal/shimapi"
@@ -154,7 +154,7 @@ func (p *standIn) learn(pid uint32) error {
 }
 
 func (p *standIn) beginExec() error {
-	process, err := readLimited(p.options["--process"], maxProcess)
+	process, err := fsys.ReadFile(p.options["--process"], maxProcess)
 	if err != nil {
 		return err
 	}
@@ -239,17 +239,4 @@ func (p *standIn) end() int {
 		return lostCode
 	}
 	return int(exit.ExitStatus & 0xff)
-}
-
-func readLimited(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return data, err
 }
