@@ -236,6 +236,8 @@ type NRI struct {
 	// RequiredPlugins must have their say in each creation of a container, outside of RequiredExempt namespaces.
 	RequiredPlugins []string
 	RequiredExempt  []string
+	// TolerateMissing is the key of the annotation by which pods go on without required plugins; empty: none.
+	TolerateMissing string
 	// Reject is what no plugin may adjust.
 	Reject []string
 }

@@ -202,6 +202,8 @@ var keys = []key{
 		at: func(c *Config, _ string) any { return &c.NRI.RequiredPlugins }, check: names},
 	{path: "nri.required_exempt_namespaces", doc: "Namespaces whose pods do not need the required plugins: the one that those run in, for example.",
 		at: func(c *Config, _ string) any { return &c.NRI.RequiredExempt }, check: names},
+	{path: "nri.tolerate_missing_annotation", doc: "Annotation (KEY, KEY/pod, KEY/container.NAME) by which a pod with the value true does without required plugins. Who may write annotations goes round them, then. Empty: nobody.",
+		at: func(c *Config, _ string) any { return &c.NRI.TolerateMissing }, check: optional(word)},
 	{path: "nri.reject", doc: "What no plugin may adjust: hooks, namespaces, sysctls, seccomp_runtime_default, seccomp_unconfined, seccomp_localhost.",
 		at: func(c *Config, _ string) any { return &c.NRI.Reject }, check: eachOf("hooks", "namespaces", "sysctls", "seccomp_runtime_default", "seccomp_unconfined", "seccomp_localhost")},
 }

@@ -14,7 +14,7 @@ func (d *daemon) openNRI(specs specMaker) (pod.Hooks, error) {
 		return nil, nil
 	}
 	n, err := nri.New(nri.Config{Socket: c.Socket, PluginDir: c.PluginDir, ConfigDir: c.PluginConfigDir, RegistrationTimeout: c.RegistrationTimeout,
-		RequestTimeout: c.RequestTimeout, Required: c.RequiredPlugins, Exempt: c.RequiredExempt, Reject: c.Reject, Version: d.flags.Version,
+		RequestTimeout: c.RequestTimeout, Required: c.RequiredPlugins, Exempt: c.RequiredExempt, Tolerate: c.TolerateMissing, Reject: c.Reject, Version: d.flags.Version,
 		InjectCDI: specs.cdi.Inject, BlockIO: specs.classes.BlockIO, RDT: specs.classes.RDT}, d.log)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/ttrpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -17,7 +18,11 @@ import (
 // again. Errors: ErrRefused, ErrRequired.
 func (n *NRI) Ask(ctx context.Context, e Event, p Pod, c *Container) error {
 	pod, ctr := podMessage(p), n.message(ctx, c)
-	err := n.do(ctx, p, func() error {
+	name := ""
+	if c != nil {
+		name = c.Name
+	}
+	err := n.do(ctx, p, name, func() error {
 		switch e {
 		case RunSandbox:
 			return n.lib.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: pod})
@@ -36,7 +41,7 @@ func (n *NRI) Ask(ctx context.Context, e Event, p Pod, c *Container) error {
 // Tell tells of what is so already. Errors of plugins are logged: what ends must end.
 func (n *NRI) Tell(ctx context.Context, e Event, p Pod, c *Container) {
 	pod, ctr := podMessage(p), n.message(ctx, c)
-	err := n.do(ctx, Pod{}, func() error {
+	err := n.do(ctx, Pod{}, "", func() error {
 		switch e {
 		case PostUpdateSandbox:
 			return n.lib.PostUpdatePodSandbox(ctx, &api.PostUpdatePodSandboxRequest{Pod: pod})
@@ -66,10 +71,10 @@ func (n *NRI) CreateContainer(ctx context.Context, p Pod, c Container) (Created,
 	pod, ctr := podMessage(p), n.message(ctx, &c)
 	env := slices.Clone(ctr.GetEnv())
 	var response *api.CreateContainerResponse
-	err := n.do(ctx, p, func() (err error) {
+	err := n.do(ctx, p, c.Name, func() (err error) {
 		response, err = n.lib.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: ctr})
 		if err == nil {
-			err = n.checkRequired(p)
+			err = n.checkRequired(p, c.Name)
 		}
 		return err
 	})
@@ -120,7 +125,7 @@ func (n *NRI) Undo(ctx context.Context, p Pod, c Container) {
 func (n *NRI) UpdateContainer(ctx context.Context, p Pod, c Container, r *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, []Update, error) {
 	pod, ctr := podMessage(p), n.message(ctx, &c)
 	var response *api.UpdateContainerResponse
-	err := n.do(ctx, p, func() (err error) {
+	err := n.do(ctx, p, c.Name, func() (err error) {
 		response, err = n.lib.UpdateContainer(ctx, &api.UpdateContainerRequest{Pod: pod, Container: ctr, LinuxResources: fromCRI(r)})
 		return err
 	})
@@ -146,7 +151,7 @@ func (n *NRI) UpdateContainer(ctx context.Context, p Pod, c Container, r *runtim
 // UpdateSandbox lets plugins refuse an update of a pod's resources. Errors: ErrRefused, ErrRequired.
 func (n *NRI) UpdateSandbox(ctx context.Context, p Pod, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	pod := podMessage(p)
-	return n.do(ctx, p, func() error {
+	return n.do(ctx, p, "", func() error {
 		_, err := n.lib.UpdatePodSandbox(ctx, &api.UpdatePodSandboxRequest{Pod: pod, OverheadLinuxResources: fromCRI(overhead), LinuxResources: fromCRI(resources)})
 		return err
 	})
@@ -156,7 +161,7 @@ func (n *NRI) UpdateSandbox(ctx context.Context, p Pod, overhead, resources *run
 func (n *NRI) StopContainer(ctx context.Context, p Pod, c Container) []Update {
 	pod, ctr := podMessage(p), n.message(ctx, &c)
 	var response *api.StopContainerResponse
-	err := n.do(ctx, Pod{}, func() (err error) {
+	err := n.do(ctx, Pod{}, "", func() (err error) {
 		response, err = n.lib.StopContainer(ctx, &api.StopContainerRequest{Pod: pod, Container: ctr})
 		return err
 	})
@@ -181,9 +186,9 @@ func (n *NRI) message(ctx context.Context, c *Container) *api.Container {
 	return m
 }
 
-// do lets one request go to the plugins, when its turn has come. A request about pod p fails when a plugin that p requires does not answer;
+// do lets one request go to the plugins, when its turn has come. A request about pod p, or its container of that name, fails when a plugin that it requires does not answer;
 // without a pod it cannot fail so.
-func (n *NRI) do(ctx context.Context, p Pod, request func() error) error {
+func (n *NRI) do(ctx context.Context, p Pod, container string, request func() error) error {
 	select {
 	case n.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -194,12 +199,21 @@ func (n *NRI) do(ctx context.Context, p Pod, request func() error) error {
 	err := request()
 	switch {
 	case err == nil && p.ID != "":
-		return n.calls.missed(n.required(p))
+		return n.calls.missed(n.required(p, container))
 	case err == nil || errors.Is(err, ErrRequired):
 		return err
 	}
+	if ctx.Err() == nil && unanswered(err) { // by a validator, or by a plugin that wants requests to fail with it
+		return fmt.Errorf("%w: %s", ErrRequired, err.Error())
+	}
 	// Its text only: a plugin's error brings a gRPC status along, which is not the answer to our caller.
 	return fmt.Errorf("%w: %s", ErrRefused, err.Error())
+}
+
+// unanswered tells whether a request failed because a plugin has not answered, or is gone.
+func unanswered(err error) bool {
+	return slices.ContainsFunc([]error{context.DeadlineExceeded, ttrpc.ErrClosed, ttrpc.ErrServerClosed, ttrpc.ErrProtocol},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 func fromUpdates(updates []*api.ContainerUpdate) ([]Update, error) {

@@ -21,7 +21,7 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/adaptation/builtin"
-	validator "github.com/containerd/nri/plugins/default-validator/builtin"
+	validator "github.com/containerd/nri/plugins/default-validator"
 	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -46,6 +46,8 @@ type Config struct {
 	// Required plugins, by name with or without index, must have had their say in every creation of a container; pods in the
 	// namespaces of Exempt, such as the one that the plugins themselves run in, do not need them.
 	Required, Exempt []string
+	// Tolerate is the key of an annotation by which a pod, or one of its containers, goes on without them; empty: there is none.
+	Tolerate string
 	// Reject names what no plugin may adjust: the keys of Rejectable.
 	Reject []string
 	// Version is Berth's.
@@ -55,16 +57,6 @@ type Config struct {
 	// BlockIO and RDT tell what a class means that a plugin chooses; nil: such requests fail.
 	BlockIO func(class string) (*specs.LinuxBlockIO, error)
 	RDT     func(class string) (*specs.LinuxIntelRdt, error)
-}
-
-// Rejectable are the kinds of adjustment that Config.Reject can forbid.
-var Rejectable = map[string]func(*validator.DefaultValidatorConfig){
-	"hooks":                   func(c *validator.DefaultValidatorConfig) { c.RejectOCIHookAdjustment = true },
-	"seccomp_runtime_default": func(c *validator.DefaultValidatorConfig) { c.RejectRuntimeDefaultSeccompAdjustment = true },
-	"seccomp_unconfined":      func(c *validator.DefaultValidatorConfig) { c.RejectUnconfinedSeccompAdjustment = true },
-	"seccomp_localhost":       func(c *validator.DefaultValidatorConfig) { c.RejectCustomSeccompAdjustment = true },
-	"namespaces":              func(c *validator.DefaultValidatorConfig) { c.RejectNamespaceAdjustment = true },
-	"sysctls":                 func(c *validator.DefaultValidatorConfig) { c.RejectSysctlAdjustment = true },
 }
 
 // Node is what plugins are told about and act on. Implementation: pod.Manager.
@@ -83,6 +75,8 @@ type NRI struct {
 	log  *slog.Logger
 	node Node
 	lib  *adaptation.Adaptation
+	// rules are the built-in validator's.
+	rules *validator.DefaultValidatorConfig
 	// turn lets one request at a time go to the plugins, as the library does, but can be waited for with a context.
 	turn chan struct{}
 	// builtins of plugins are our own.
@@ -93,31 +87,23 @@ type NRI struct {
 
 // New makes an NRI that no plugin can reach before Start.
 func New(cfg Config, log *slog.Logger) (*NRI, error) {
-	n := &NRI{cfg: cfg, log: log, turn: make(chan struct{}, 1), builtins: 1}
+	rules, err := rulesOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n := &NRI{cfg: cfg, log: log, rules: rules, turn: make(chan struct{}, 1), builtins: 1}
 	adaptation.SetPluginRegistrationTimeout(cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(cfg.RequestTimeout)
 	options := []adaptation.Option{
 		adaptation.WithPluginPath(cfg.PluginDir), adaptation.WithPluginConfigPath(cfg.ConfigDir), adaptation.WithSocketPath(cfg.Socket),
-		adaptation.WithMetrics(&n.calls), adaptation.WithBuiltinPlugins(&builtin.BuiltinPlugin{Base: "berth-required", Index: "00",
-			Handlers: builtin.BuiltinHandlers{ValidateContainerAdjustment: n.calls.present}}),
+		adaptation.WithMetrics(&n.calls), adaptation.WithBuiltinPlugins(&builtin.BuiltinPlugin{Base: "default-validator", Index: "00",
+			Handlers: builtin.BuiltinHandlers{ValidateContainerAdjustment: n.validate}}),
 		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(n.seeEvictions)},
 			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(n.takeEvictions)}),
 	}
 	n.calls.count = &n.plugins
 	if cfg.Socket == "" {
 		options = append(options, adaptation.WithDisabledExternalConnections())
-	}
-	if len(cfg.Reject) > 0 {
-		rules := &validator.DefaultValidatorConfig{Enable: true}
-		for _, what := range cfg.Reject {
-			forbid := Rejectable[what]
-			if forbid == nil {
-				return nil, fmt.Errorf("nri: reject: %q is not known", what)
-			}
-			forbid(rules)
-		}
-		options = append(options, adaptation.WithDefaultValidator(rules))
-		n.builtins++
 	}
 	lib, err := adaptation.New("berth", cfg.Version, n.synchronize, n.update, options...)
 	if err != nil {

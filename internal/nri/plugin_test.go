@@ -73,6 +73,12 @@ func (p *plugin) note(event string) error {
 	return nil
 }
 
+func (p *plugin) setAnswer(f func(event string) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answer = f
+}
+
 func (p *plugin) told() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -123,11 +129,18 @@ func start(t *testing.T, cfg Config) (*NRI, *fakeNode) {
 	return n, node
 }
 
-func (n *NRI) connect(t *testing.T, index, name string) *plugin {
+func (n *NRI) connect(t *testing.T, index, name string, options ...stub.Option) *plugin {
 	t.Helper()
 	p := &plugin{synced: make(chan struct{})}
+	n.join(t, p, p, index, name, options...)
+	return p
+}
+
+// join connects a plugin, p, that may be a part of a whole with more abilities.
+func (n *NRI) join(t *testing.T, whole any, p *plugin, index, name string, options ...stub.Option) {
+	t.Helper()
 	before := n.plugins.Load()
-	s, err := stub.New(p, stub.WithPluginName(name), stub.WithPluginIdx(index), stub.WithSocketPath(n.cfg.Socket))
+	s, err := stub.New(whole, append(options, stub.WithPluginName(name), stub.WithPluginIdx(index), stub.WithSocketPath(n.cfg.Socket))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +150,6 @@ func (n *NRI) connect(t *testing.T, index, name string) *plugin {
 	}
 	t.Cleanup(s.Stop)
 	eventually(t, "plugin is registered", func() bool { return n.plugins.Load() > before })
-	return p
 }
 
 func eventually(t *testing.T, what string, is func() bool) {
@@ -433,7 +445,7 @@ func TestASocketOfSomebodyElseIsLeftAlone(t *testing.T) {
 	}
 }
 
-// The plugin that comes with the nri module, started from the folder of plugins; one that crashes and one that never registers are
+// A plugin made with the nri module, started from the folder of plugins; one that crashes and one that never registers are
 // left out.
 func TestPluginsOfTheFolderAreStarted(t *testing.T) {
 	dir, conf, out := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "out")

@@ -119,11 +119,15 @@ func (c *Container) toldStopped(ctx context.Context) {
 
 // askCreate lets plugins change the spec of a container that is being created, and makes room for it where they want that.
 func (c *Container) askCreate(ctx context.Context, spec []byte) (nri.Created, error) {
-	h := c.m.hooks()
+	h := c.m.parts.Hooks
 	if h == nil {
 		return nri.Created{Spec: spec}, nil
 	}
-	p, hc := c.sandbox.forHooks(), c.forHooks()
+	p := c.sandbox.forHooks()
+	if !h.Active() && !nri.Demanded(p, c.Config.GetMetadata().GetName()) {
+		return nri.Created{Spec: spec}, nil
+	}
+	hc := c.forHooks()
 	hc.Spec = spec
 	made, err := h.CreateContainer(ctx, p, hc)
 	if err != nil {
