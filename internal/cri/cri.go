@@ -37,8 +37,8 @@ type Stats interface {
 	PodDetail(id, parent string) (stats.Detail, error)
 	// Processes looks at a container's processes, of which main is the first.
 	Processes(cgroupsPath string, main int) (stats.Processes, error)
-	// Network reads the counters of a pod's interfaces, without lo.
-	Network(pin string) ([]netns.Interface, error)
+	// Network reads the counters of a pod's interfaces, without lo. It may keep the network namespace alive until Keep.
+	Network(id, pin string) ([]netns.Interface, error)
 	// Layer is what a writable layer takes as last counted; false: not counted yet.
 	Layer(id string, dirs ...string) (stats.Layer, bool)
 	// Reported asks runtimes what containers in sandboxes use; what they do not tell in time is what they told before, or missing.

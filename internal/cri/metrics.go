@@ -4,6 +4,7 @@ package cri
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -24,15 +25,12 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 }
 
 func (s *Server) listMetrics(ctx context.Context) []*runtimeapi.PodSandboxMetrics {
-	var out []*runtimeapi.PodSandboxMetrics
 	all := s.c.Pods.Containers()
 	of, fs, reported := containersOf(all), s.metricsFS(ctx), s.reported(ctx, all...)
-	for _, st := range s.c.Pods.Sandboxes() {
-		if st.Ready && ctx.Err() == nil {
-			out = append(out, s.sandboxMetrics(ctx, st, of[st.ID], fs, reported))
-		}
-	}
-	s.forgetOthers(all)
+	ready := slices.DeleteFunc(s.c.Pods.Sandboxes(), func(st *pod.SandboxStatus) bool { return !st.Ready })
+	defer s.forgetOthers()
+	out := make([]*runtimeapi.PodSandboxMetrics, len(ready))
+	spread(len(ready), func(i int) { out[i] = s.sandboxMetrics(ctx, ready[i], of[ready[i].ID], fs, reported) })
 	return out
 }
 
@@ -61,7 +59,7 @@ func (s *Server) sandboxMetrics(ctx context.Context, st *pod.SandboxStatus, cont
 		s.unread(ctx, "sandbox", st.ID, err)
 	}
 	if st.Netns != "" {
-		interfaces, err := s.c.Stats.Network(st.Netns)
+		interfaces, err := s.c.Stats.Network(st.ID, st.Netns)
 		if err != nil && s.isReady(st.ID) {
 			s.c.Log.WarnContext(ctx, "metrics", "sandbox", st.ID, "error", err)
 		}

@@ -23,6 +23,7 @@ func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStat
 		return nil, err
 	}
 	st := c.Status()
+	defer s.forgetOthers()
 	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(ctx, st, s.layerFS(ctx), s.reported(ctx, st))}, nil
 }
 
@@ -33,24 +34,24 @@ func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListConta
 
 func (s *Server) listContainerStats(ctx context.Context, f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
 	var asked []*pod.ContainerStatus
-	fs, all := s.layerFS(ctx), s.c.Pods.Containers()
-	for _, st := range all {
+	fs := s.layerFS(ctx)
+	for _, st := range s.c.Pods.Containers() {
 		if st.State == runtimeapi.ContainerState_CONTAINER_RUNNING && filter.ID(st.ID, f.GetId()) &&
 			filter.ID(st.SandboxID, f.GetPodSandboxId()) && filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
 			asked = append(asked, st)
 		}
 	}
-	var out []*runtimeapi.ContainerStats
+	defer s.forgetOthers()
+	out := make([]*runtimeapi.ContainerStats, len(asked))
 	reported := s.reported(ctx, asked...)
-	for _, st := range asked {
-		out = append(out, s.containerStats(ctx, st, fs, reported))
-	}
-	s.forgetOthers(all)
+	spread(len(asked), func(i int) { out[i] = s.containerStats(ctx, asked[i], fs, reported) })
 	return out
 }
 
-// forgetOthers lets go of what is kept for pods and containers that do not run any more.
-func (s *Server) forgetOthers(containers []*pod.ContainerStatus) {
+// forgetOthers lets go of what is kept for pods and containers that do not run any more; also of what was opened for one that ended while it was
+// looked at, of which nobody tells again.
+func (s *Server) forgetOthers() {
+	containers := s.c.Pods.Containers()
 	ids := make(map[string]bool, 2*len(containers))
 	for _, c := range containers {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -125,6 +126,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxSt
 		return nil, err
 	}
 	st := sandbox.Status()
+	defer s.forgetOthers()
 	containers := containersOf(s.c.Pods.Containers())[st.ID]
 	return &runtimeapi.PodSandboxStatsResponse{Stats: s.sandboxStats(ctx, st, containers, s.layerFS(ctx), s.reported(ctx, containers...))}, nil
 }
@@ -137,19 +139,16 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodS
 func (s *Server) listSandboxStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
 	var asked []*pod.SandboxStatus
 	var within []*pod.ContainerStatus
-	all := s.c.Pods.Containers()
-	fs, of := s.layerFS(ctx), containersOf(all)
+	fs, of := s.layerFS(ctx), containersOf(s.c.Pods.Containers())
 	for _, st := range s.c.Pods.Sandboxes() {
 		if st.Ready && filter.ID(st.ID, f.GetId()) && filter.Labels(st.Config.GetLabels(), f.GetLabelSelector()) {
 			asked, within = append(asked, st), append(within, of[st.ID]...)
 		}
 	}
-	var out []*runtimeapi.PodSandboxStats
+	defer s.forgetOthers()
+	out := make([]*runtimeapi.PodSandboxStats, len(asked))
 	reported := s.reported(ctx, within...)
-	for _, st := range asked {
-		out = append(out, s.sandboxStats(ctx, st, of[st.ID], fs, reported))
-	}
-	s.forgetOthers(all)
+	spread(len(asked), func(i int) { out[i] = s.sandboxStats(ctx, asked[i], of[asked[i].ID], fs, reported) })
 	return out
 }
 
@@ -196,7 +195,7 @@ func (s *Server) networkUsage(ctx context.Context, st *pod.SandboxStatus) *runti
 	if st.Netns == "" {
 		return nil
 	}
-	all, err := s.c.Stats.Network(st.Netns)
+	all, err := s.c.Stats.Network(st.ID, st.Netns)
 	if err != nil {
 		if s.isReady(st.ID) {
 			s.c.Log.WarnContext(ctx, "statistics", "sandbox", st.ID, "error", err)

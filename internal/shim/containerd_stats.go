@@ -33,11 +33,7 @@ func (c *containerd) Stats(_ context.Context, req *wire.ProcessRequest) (*wire.S
 	}
 	files := usage.Of(h, path)
 	defer files.Close()
-	u, err := files.Read()
-	if err != nil {
-		return nil, statsError(err)
-	}
-	d, err := files.ReadDetail()
+	u, d, err := files.ReadAll()
 	if err != nil {
 		return nil, statsError(err)
 	}

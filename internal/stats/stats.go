@@ -47,8 +47,9 @@ type Collector struct {
 	layers  *layers
 	reports *reports
 
-	mu      sync.Mutex // guards the map and rest; held for look-ups only
+	mu      sync.Mutex // guards the maps and rest; held for look-ups only
 	objects map[string]*object
+	nets    map[string]*netns.Counters
 	rest    *time.Timer
 	asked   time.Time
 }
@@ -63,7 +64,7 @@ type object struct {
 
 // New makes a Collector; Close ends it.
 func New(c Config) *Collector {
-	return &Collector{cfg: c, layers: newLayers(c.Log), reports: newReports(c.Ask, c.Log), objects: map[string]*object{}}
+	return &Collector{cfg: c, layers: newLayers(c.Log), reports: newReports(c.Ask, c.Log), objects: map[string]*object{}, nets: map[string]*netns.Counters{}}
 }
 
 // Close closes all files and ends what runs in the background.
@@ -83,30 +84,46 @@ func (c *Collector) closeFiles() {
 	for _, o := range c.objects {
 		o.files.Close()
 	}
+	for _, n := range c.nets {
+		n.Close()
+	}
 }
 
 // Keep forgets all objects but those with the given IDs.
 func (c *Collector) Keep(ids map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for id, o := range c.objects {
+	for id := range c.objects {
 		if !ids[id] {
-			o.files.Close()
-			delete(c.objects, id)
+			c.drop(id)
+		}
+	}
+	for id := range c.nets {
+		if !ids[id] {
+			c.drop(id)
 		}
 	}
 	c.layers.keep(ids)
 	c.reports.keep(ids)
 }
 
-// Forget forgets one object, whose cgroup is about to be removed.
+// Forget forgets one object, whose cgroup and network namespace are about to be removed.
 func (c *Collector) Forget(id string) {
 	c.reports.forget(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.drop(id)
+}
+
+// Preconditions: c.mu is held.
+func (c *Collector) drop(id string) {
 	if o := c.objects[id]; o != nil {
-		o.files.Close()
+		o.files.Drop()
 		delete(c.objects, id)
+	}
+	if n := c.nets[id]; n != nil {
+		n.Drop()
+		delete(c.nets, id)
 	}
 }
 
@@ -143,6 +160,11 @@ func (c *Collector) Pod(id, parent string) (Usage, error) {
 
 func (c *Collector) read(o *object) (Usage, error) {
 	u, err := o.files.Read()
+	return o.usage(u, err)
+}
+
+// usage completes what was read.
+func (o *object) usage(u usage.Usage, err error) (Usage, error) {
 	if err != nil {
 		o.files.Close() // a cgroup of the same name that comes later has other files
 		return Usage{}, err
@@ -205,30 +227,24 @@ func (c *Collector) Processes(cgroupsPath string, main int) (Processes, error) {
 
 // ContainerDetail reads all of a container's figures. usage.ErrGone.
 func (c *Collector) ContainerDetail(id, cgroupsPath string) (Detail, error) {
-	u, err := c.Container(id, cgroupsPath)
-	if err != nil {
-		return Detail{}, err
-	}
-	return c.detail(id, u)
+	return c.detail(id, func() (string, error) { return cgroup.ResolveOCI(cgroupsPath) })
 }
 
 // PodDetail reads all of a pod's figures. usage.ErrGone.
 func (c *Collector) PodDetail(id, parent string) (Detail, error) {
-	u, err := c.Pod(id, parent)
+	return c.detail(id, func() (string, error) { return cgroup.ParentPath(c.cfg.Driver, parent) })
+}
+
+func (c *Collector) detail(id string, path func() (string, error)) (Detail, error) {
+	o, err := c.object(id, path)
 	if err != nil {
 		return Detail{}, err
 	}
-	return c.detail(id, u)
-}
-
-func (c *Collector) detail(id string, u Usage) (Detail, error) {
-	c.mu.Lock()
-	o := c.objects[id]
-	c.mu.Unlock()
-	if o == nil { // forgotten by Keep meanwhile
-		return Detail{}, fmt.Errorf("read cgroup of %s: %w", id, usage.ErrGone)
+	all, d, err := o.files.ReadAll()
+	u, err := o.usage(all, err)
+	if err != nil {
+		return Detail{}, err
 	}
-	d, err := o.files.ReadDetail()
 	out := Detail{Usage: u, Detail: d, Path: o.files.Path()}
 	for _, device := range d.IO {
 		name, ok := host.BlockDevice(device.Major, device.Minor)
@@ -237,12 +253,13 @@ func (c *Collector) detail(id string, u Usage) (Detail, error) {
 		}
 		out.Devices = append(out.Devices, name)
 	}
-	return out, err
+	return out, nil
 }
 
-// Network reads the counters of all interfaces of a pod but lo, by its pinned network namespace.
-func (c *Collector) Network(pin string) ([]netns.Interface, error) {
-	all, err := netns.Interfaces(pin)
+// Network reads the counters of all interfaces of a pod but lo, by its pinned network namespace. Until Forget or Keep, or until nobody has asked for
+// a while, that cannot end.
+func (c *Collector) Network(id, pin string) ([]netns.Interface, error) {
+	all, err := c.counters(id, pin).Read()
 	if err != nil {
 		return nil, err
 	}
@@ -255,14 +272,35 @@ func (c *Collector) Network(pin string) ([]netns.Interface, error) {
 	return out, nil
 }
 
-// object finds what is known of id, and notes that somebody asks.
-func (c *Collector) object(id string, path func() (string, error)) (*object, error) {
+func (c *Collector) counters(id, pin string) *netns.Counters {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.noteQuestion()
+	n := c.nets[id]
+	if n == nil {
+		n = netns.CountersOf(pin)
+		if len(c.nets) >= maxHeld {
+			n.Drop()
+			return n
+		}
+		c.nets[id] = n
+	}
+	return n
+}
+
+// noteQuestion has the files closed some time after the last one. Preconditions: c.mu is held.
+func (c *Collector) noteQuestion() {
 	c.asked = time.Now()
 	if c.rest == nil {
 		c.rest = time.AfterFunc(restTime, c.relax)
 	}
+}
+
+// object finds what is known of id, and notes that somebody asks.
+func (c *Collector) object(id string, path func() (string, error)) (*object, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.noteQuestion()
 	if o := c.objects[id]; o != nil {
 		return o, nil
 	}
@@ -272,9 +310,8 @@ func (c *Collector) object(id string, path func() (string, error)) (*object, err
 	}
 	o := &object{files: usage.Of(c.cfg.Cgroups, p)}
 	if len(c.objects) >= maxHeld {
-		for other, old := range c.objects { // any: the rate of one is lost
-			old.files.Close()
-			delete(c.objects, other)
+		for other := range c.objects { // any: the rate of one is lost
+			c.drop(other)
 			break
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-run/berth/internal/linux/cgroup"
 	"github.com/berth-run/berth/internal/linux/cgroup/usage"
+	"github.com/berth-run/berth/internal/linux/netns"
 )
 
 // unified is a collector over a folder that looks like cgroup v2.
@@ -149,6 +150,47 @@ func TestFilesAreClosedWhenNobodyAsks(t *testing.T) {
 		}
 		ask()
 	})
+}
+
+func TestANamespaceIsNotKeptBeyondItsPod(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("namespaces are made by root only")
+	}
+	c, _ := unified(t)
+	pin := filepath.Join(t.TempDir(), "net")
+	if err := netns.Create(netns.Request{Pins: map[netns.Kind]string{netns.Net: pin}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netns.Remove(pin); err != nil {
+			t.Error(err)
+		}
+	})
+	held := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range fds {
+			if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasSuffix(to, "/net/dev") {
+				n++
+			}
+		}
+		return n
+	}
+	for name, forget := range map[string]func(){"forget": func() { c.Forget("p") }, "keep": func() { c.Keep(nil) }, "close": c.Close} {
+		for range 2 {
+			if interfaces, err := c.Network("p", pin); err != nil || len(interfaces) != 0 { // lo is not counted
+				t.Fatalf("%s: got %v, %v", name, interfaces, err)
+			}
+		}
+		if n := held(); n != 1 {
+			t.Errorf("%s: %d namespaces are held, want 1", name, n)
+		}
+		if forget(); held() != 0 {
+			t.Errorf("%s: the namespace is held still", name)
+		}
+	}
 }
 
 func TestASmallLayerIsCountedAtOnceALargeOneInTheBackground(t *testing.T) {

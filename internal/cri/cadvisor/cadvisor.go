@@ -74,7 +74,7 @@ func Descriptors() []*runtimeapi.MetricDescriptor {
 
 // Metrics are an object's. They carry no timestamp: they are of the moment (CRI: Metric.timestamp).
 func Metrics(o *Object) []*runtimeapi.Metric {
-	var out []*runtimeapi.Metric
+	out := make([]*runtimeapi.Metric, 0, len(table)+8)
 	base := o.Labels.values()
 	for _, m := range table {
 		m.values(o, func(value uint64, extra ...string) {

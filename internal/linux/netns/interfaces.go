@@ -6,9 +6,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Interface are a network interface's counters since it was made.
@@ -21,27 +22,100 @@ type Interface struct {
 // maxNetDev bounds what is read of /proc/net/dev: a line has some 130 bytes, a pod few interfaces.
 const maxNetDev = 1 << 20
 
-// Interfaces reads the counters of all interfaces in the network namespace pinned at path, lo among them. ErrNotPinned.
-func Interfaces(path string) (all []Interface, err error) {
-	err = Do(path, func() error {
-		all, err = ownInterfaces()
-		return err
-	})
-	return all, err
+// Counters reads the counters of all interfaces of one network namespace, as often as one likes. The file that it keeps open shows that namespace from
+// wherever it is read, so that only the first reading enters it; and keeps the namespace from ending, so close it before that is to go.
+// Its methods may be called from any goroutine.
+type Counters struct {
+	pin string
+
+	mu    sync.Mutex // held while the file is read: the kernel answers at once
+	fd    int        // /proc/net/dev as seen inside, closed if not open
+	open  bool
+	ended bool
+	buf   []byte
 }
 
-// ownInterfaces reads those of the namespace that the calling thread is in.
-func ownInterfaces() ([]Interface, error) {
-	f, err := os.Open("/proc/thread-self/net/dev")
-	if err != nil {
-		return nil, fmt.Errorf("read network counters: %w", err)
+// CountersOf gives access to the namespace pinned at path. It opens nothing yet. Close it, or end it with Drop.
+func CountersOf(path string) *Counters { return &Counters{pin: path} }
+
+// Close lets go of the namespace, until the next reading. It is idempotent.
+func (c *Counters) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.close()
+}
+
+// Drop is Close for good: who reads afterwards, since it began before, keeps nothing open.
+func (c *Counters) Drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.close()
+}
+
+// Preconditions: c.mu is held.
+func (c *Counters) close() {
+	if c.open {
+		unix.Close(c.fd)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxNetDev))
+	c.open, c.buf = false, nil
+}
+
+// Read reads the counters, lo's among them. ErrNotPinned, fs.ErrNotExist: there is no namespace at the path.
+func (c *Counters) Read() ([]Interface, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.open {
+		if err := Do(c.pin, c.enter); err != nil {
+			return nil, err
+		}
+	}
+	data, err := c.read()
+	if err != nil || c.ended {
+		c.close()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read network counters: %w", err)
+		return nil, fmt.Errorf("read network counters of %s: %w", c.pin, err)
 	}
 	return parseInterfaces(data)
+}
+
+// enter opens the file. It runs inside the namespace.
+func (c *Counters) enter() (err error) {
+	for {
+		c.fd, err = unix.Open("/proc/thread-self/net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("open network counters: %w", err)
+	}
+	c.open = true
+	return nil
+}
+
+// read reads from the start to the end. The kernel gives whole lines, as many as fit.
+func (c *Counters) read() ([]byte, error) {
+	if c.buf == nil {
+		c.buf = make([]byte, 1024)
+	}
+	for at := 0; ; {
+		n, err := unix.Pread(c.fd, c.buf[at:], int64(at))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return c.buf[:at], nil
+		case at+n > maxNetDev:
+			return nil, fmt.Errorf("more than %d bytes", maxNetDev)
+		default:
+			if at += n; len(c.buf)-at < 512 { // longer than any line
+				c.buf = append(c.buf, make([]byte, len(c.buf))...)
+			}
+		}
+	}
 }
 
 // The columns of /proc/net/dev after the name: bytes, packets, errs, drop, fifo, frame, compressed, multicast, then the same sent.

@@ -50,27 +50,49 @@ func TestInterfacesOfAPinnedNamespace(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	err := Do(pin, func() error {
-		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err := Do(pin, send); err != nil {
+		t.Fatal(err)
+	}
+	c := CountersOf(pin)
+	defer c.Drop()
+	var before Interface
+	for round := range 3 { // entered, held, and after Close
+		got, err := c.Read()
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
-		defer c.Close()
-		_, err = c.WriteTo(make([]byte, 1000), c.LocalAddr())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+		i := slices.IndexFunc(got, func(i Interface) bool { return i.Name == "lo" })
+		if i < 0 || got[i].RxBytes < 1000 || got[i].RxBytes > 100_000 || got[i].TxPackets <= before.TxPackets {
+			t.Errorf("round %d: got %+v, before %+v", round, got, before)
+		}
+		before = got[i]
+		if err := Do(pin, send); err != nil {
+			t.Fatal(err)
+		}
+		if round == 1 {
+			c.Close()
+		}
 	}
-	got, err := Interfaces(pin)
-	if err != nil {
-		t.Fatal(err)
+	for _, dropped := range []bool{false, true} {
+		if dropped {
+			c.Drop()
+		}
+		if _, err := c.Read(); err != nil || c.open == dropped {
+			t.Errorf("dropped: %v, open: %v, %v", dropped, c.open, err)
+		}
 	}
-	i := slices.IndexFunc(got, func(i Interface) bool { return i.Name == "lo" })
-	if i < 0 || got[i].RxBytes < 1000 || got[i].RxBytes > 100_000 || got[i].TxPackets == 0 {
-		t.Errorf("got %+v", got)
-	}
-	if _, err := Interfaces(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := CountersOf(filepath.Join(t.TempDir(), "none")).Read(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// send sends something to oneself.
+func send() error {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.WriteTo(make([]byte, 1000), c.LocalAddr())
+	return err
 }

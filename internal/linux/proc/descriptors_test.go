@@ -4,9 +4,11 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -45,5 +47,36 @@ func TestMaxOpenFilesIsTheSoftLimit(t *testing.T) {
 	}
 	if got, err := MaxOpenFiles(os.Getpid()); err != nil || got != want.Cur {
 		t.Errorf("got %d, %v, want %d", got, err, want.Cur)
+	}
+}
+
+func TestReservedDescriptorsAreFreeAndThereIsRoomForThem(t *testing.T) {
+	size := func() (n int) {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(status), "FDSize:")
+		if _, err := fmt.Sscan(rest, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	want := 2 * size()
+	before, _, err := Descriptors(os.Getpid(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ReserveDescriptors(want); err != nil {
+		t.Fatal(err)
+	}
+	if got := size(); got < want {
+		t.Errorf("room for %d descriptors, want %d", got, want)
+	}
+	if after, _, err := Descriptors(os.Getpid(), 1<<20); err != nil || after != before {
+		t.Errorf("%d open before, %d after, %v", before, after, err)
+	}
+	if err := ReserveDescriptors(1 << 30); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("more than the limit: %v", err)
 	}
 }

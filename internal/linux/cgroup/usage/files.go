@@ -23,17 +23,21 @@ type Files struct {
 	h    *cgroup.Hierarchies
 	path string
 
-	mu   sync.Mutex // held while files are read: the kernel answers at once
-	open map[file]*os.File
-	buf  []byte
+	mu    sync.Mutex   // held while files are read: the kernel answers at once
+	open  map[file]int // descriptors; none: there is no such file
+	pages []string     // the sizes of huge pages that the cgroup counts, found with the first answer
+	ended bool
 }
+
+// none stands for the descriptor of a file that does not exist.
+const none = -1
 
 // file names one file of a cgroup.
 type file struct{ controller, name string }
 
-// Of gives access to the cgroup at path, below each hierarchy's mount point. It opens nothing yet.
+// Of gives access to the cgroup at path, below each hierarchy's mount point. It opens nothing yet. Close it, or end it with Drop.
 func Of(h *cgroup.Hierarchies, path string) *Files {
-	return &Files{h: h, path: path, open: map[file]*os.File{}}
+	return &Files{h: h, path: path, open: map[file]int{}}
 }
 
 // Path is the cgroup's, below the mount points.
@@ -43,63 +47,87 @@ func (f *Files) Path() string { return f.path }
 func (f *Files) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for name, file := range f.open {
-		if file != nil {
-			file.Close()
+	f.close()
+}
+
+// Drop is Close for good: who reads afterwards, since it began before, keeps no file open.
+func (f *Files) Drop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = true
+	f.close()
+}
+
+// Preconditions: f.mu is held.
+func (f *Files) close() {
+	for _, fd := range f.open {
+		if fd != none {
+			unix.Close(fd)
 		}
-		delete(f.open, name)
 	}
+	clear(f.open)
+	f.pages = nil
 }
 
 // Read reads what lists of containers need. ErrGone: no such cgroup. Figures that the kernel does not give are left unknown.
 func (f *Files) Read() (Usage, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r := reader{f: f, hold: true}
-	var u Usage
-	if f.h.Mode() == cgroup.Unified {
-		r.v2(&u)
-	} else {
-		r.v1(&u)
-	}
-	if err := r.done(u.CPU.Known || u.Memory.Known); err != nil {
-		return Usage{}, err
-	}
-	return u, nil
+	u, _, err := f.read(nil)
+	return u, err
 }
 
-// ReadDetail reads what metrics need beside Read. Its files are kept open, too: to open two dozen of them for each answer took
+// ReadAll is Read with what metrics need beside it, each file read once. Its files are kept open, too: to open two dozen of them for each answer took
 // more than half of the time.
-func (f *Files) ReadDetail() (Detail, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r := reader{f: f, hold: true}
+func (f *Files) ReadAll() (Usage, Detail, error) {
 	var d Detail
+	return f.read(&d)
+}
+
+func (f *Files) read(d *Detail) (Usage, Detail, error) {
+	r := f.reader()
+	defer r.end()
+	var u Usage
 	if f.h.Mode() == cgroup.Unified {
-		r.v2Detail(&d)
+		r.v2(&u, d)
 	} else {
-		r.v1Detail(&d)
+		r.v1(&u, d)
 	}
-	if err := r.done(d.User.Known || d.Tasks.Known || d.Cache.Known); err != nil {
-		return Detail{}, err
+	if err := r.done(u.CPU.Known || u.Memory.Known); err != nil {
+		return Usage{}, Detail{}, err
 	}
-	return d, nil
+	if d == nil {
+		return u, Detail{}, nil
+	}
+	return u, *d, nil
 }
 
 // Tasks reads how many threads the cgroup has, with those below it.
 func (f *Files) Tasks() (Counter, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r := reader{f: f, hold: true}
+	r := f.reader()
+	defer r.end()
 	c := r.number("pids", "pids.current")
 	return c, r.done(c.Known)
 }
 
 // reader reads the files of one cgroup for one answer, and remembers the first error that is not just a file that does not exist.
 type reader struct {
-	f    *Files
-	hold bool
-	err  error
+	f   *Files
+	buf *[]byte
+	err error
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 8192); return &b }}
+
+func (f *Files) reader() *reader {
+	f.mu.Lock()
+	return &reader{f: f, buf: buffers.Get().(*[]byte)}
+}
+
+func (r *reader) end() {
+	if r.f.ended {
+		r.f.close()
+	}
+	r.f.mu.Unlock()
+	buffers.Put(r.buf)
 }
 
 func (r *reader) done(found bool) error {
@@ -120,14 +148,10 @@ func (r *reader) read(controller, name string) []byte {
 	if r.err != nil {
 		return nil
 	}
-	file, err := r.file(controller, name)
-	if err == nil && file != nil {
+	fd, err := r.file(controller, name)
+	if err == nil && fd != none {
 		var data []byte
-		data, err = r.f.pread(file)
-		if !r.hold {
-			file.Close()
-		}
-		if err == nil {
+		if data, err = r.pread(fd, name); err == nil {
 			return data
 		}
 	}
@@ -142,46 +166,50 @@ func (r *reader) read(controller, name string) []byte {
 	return nil
 }
 
-func (r *reader) file(controller, name string) (*os.File, error) {
+// file opens a file, or finds it open. Package os would ask epoll to watch each of them, which takes longer than the opening itself.
+func (r *reader) file(controller, name string) (fd int, err error) {
 	key := file{controller, name}
-	if held, ok := r.f.open[key]; ok && r.hold {
-		return held, nil // nil: it did not exist, and files of a cgroup do not appear later
+	if held, ok := r.f.open[key]; ok {
+		return held, nil
 	}
 	dir, ok := r.f.h.Folder(controller, r.f.path)
 	if !ok {
-		return nil, nil
+		return none, nil
 	}
-	opened, err := os.Open(filepath.Join(dir, name))
-	if errors.Is(err, fs.ErrNotExist) && r.hold {
-		if _, gone := os.Lstat(dir); gone == nil {
-			r.f.open[key] = nil
+	path := filepath.Join(dir, name)
+	for {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != unix.EINTR {
+			break
 		}
-		return nil, err
 	}
-	if err == nil && r.hold {
-		r.f.open[key] = opened
+	switch {
+	case err == nil:
+		r.f.open[key] = fd
+		return fd, nil
+	case errors.Is(err, fs.ErrNotExist):
+		if _, gone := os.Lstat(dir); gone == nil { // files of a cgroup do not appear later
+			r.f.open[key] = none
+		}
 	}
-	return opened, err
+	return none, &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
 // pread reads a file whole, with one call: the kernel renders it anew for each, so two would show two instants.
-func (f *Files) pread(file *os.File) ([]byte, error) {
-	if f.buf == nil {
-		f.buf = make([]byte, 8192)
-	}
+func (r *reader) pread(fd int, name string) ([]byte, error) {
 	for {
-		n, err := unix.Pread(int(file.Fd()), f.buf, 0) // os.File.ReadAt would read on until it sees the end
+		n, err := unix.Pread(fd, *r.buf, 0)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return nil, err
-		case n < len(f.buf):
-			return f.buf[:n], nil
+		case n < len(*r.buf):
+			return (*r.buf)[:n], nil
 		case n >= maxFile:
-			return nil, fmt.Errorf("%s: more than %d bytes", file.Name(), maxFile)
+			return nil, fmt.Errorf("%s: more than %d bytes", name, maxFile)
 		}
-		f.buf = make([]byte, 2*len(f.buf))
+		*r.buf = make([]byte, 2*len(*r.buf))
 	}
 }
 

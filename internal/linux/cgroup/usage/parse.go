@@ -5,7 +5,6 @@ package usage
 import (
 	"bytes"
 	"fmt"
-	"strconv"
 )
 
 // These parse the kernel's files without allocating: a list of hundreds of containers reads a thousand of them.
@@ -20,10 +19,15 @@ func number(data []byte) (uint64, error) {
 	if !ok {
 		return 0, fmt.Errorf("%.40q is not a number", data)
 	}
-	if n >= 1<<62 { // v1 rounds "unlimited" down to a page
-		return Unlimited, nil
+	return limit(n).Value, nil
+}
+
+// limit knows v1's way to say that there is none: the largest number, rounded down to a page.
+func limit(n uint64) Counter {
+	if n >= 1<<62 {
+		return known(Unlimited)
 	}
-	return n, nil
+	return known(n)
 }
 
 func digits(b []byte) (uint64, bool) {
@@ -66,21 +70,17 @@ func pressure(data []byte) *PSI {
 	for len(data) > 0 {
 		var line []byte
 		line, data, _ = bytes.Cut(data, []byte{'\n'})
-		fields := bytes.Fields(line)
-		if len(fields) < 2 {
+		kind, fields, ok := bytes.Cut(line, []byte{' '})
+		if !ok {
 			continue
 		}
-		to := &p.Some
-		switch string(fields[0]) {
+		switch string(kind) {
 		case "some":
+			p.Some.parse(fields)
 		case "full":
-			to = &p.Full
+			p.Full.parse(fields)
 		default:
 			continue
-		}
-		for _, field := range fields[1:] {
-			key, value, _ := bytes.Cut(field, []byte{'='})
-			to.set(string(key), value)
 		}
 		seen = true
 	}
@@ -90,25 +90,43 @@ func pressure(data []byte) *PSI {
 	return &p
 }
 
-func (p *Pressure) set(key string, value []byte) {
-	if key == "total" {
-		if n, ok := digits(value); ok {
-			p.Total = n * 1000 // the kernel counts microseconds
+// parse takes "avg10=1.50 avg60=0.75 avg300=0.25 total=123456".
+func (p *Pressure) parse(fields []byte) {
+	for len(fields) > 0 {
+		var field []byte
+		field, fields, _ = bytes.Cut(fields, []byte{' '})
+		key, value, _ := bytes.Cut(field, []byte{'='})
+		switch string(key) {
+		case "avg10":
+			p.Avg10 = decimal(value)
+		case "avg60":
+			p.Avg60 = decimal(value)
+		case "avg300":
+			p.Avg300 = decimal(value)
+		case "total":
+			if n, ok := digits(value); ok {
+				p.Total = n * 1000 // the kernel counts microseconds
+			}
 		}
-		return
 	}
-	avg, err := strconv.ParseFloat(string(value), 64)
-	if err != nil {
-		return
+}
+
+// decimal parses "1.50"; 0 if it is none.
+func decimal(b []byte) float64 {
+	whole, part, _ := bytes.Cut(b, []byte{'.'})
+	n, ok := digits(whole)
+	if !ok {
+		return 0
 	}
-	switch key {
-	case "avg10":
-		p.Avg10 = avg
-	case "avg60":
-		p.Avg60 = avg
-	case "avg300":
-		p.Avg300 = avg
+	scale := uint64(1)
+	for range part[:min(len(part), 6)] {
+		scale *= 10
 	}
+	f, ok := digits(part[:min(len(part), 6)])
+	if !ok || n > 1<<32 {
+		return float64(n)
+	}
+	return float64(n*scale+f) / float64(scale)
 }
 
 // device parses "major:minor".

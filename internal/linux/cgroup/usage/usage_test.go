@@ -99,7 +99,7 @@ func TestDetailOfBothVersions(t *testing.T) {
 		HugeTLB: []HugePages{{Size: "1GB"}, {Size: "2MB", Used: 2097152}},
 		Limits: Limits{Shares: known(998), Period: known(100000), Quota: known(20000), Memory: known(268435456), Swap: known(1048576),
 			MemoryReservation: known(1024)}}
-	got, err := Of(unified(t, "testdata/v2"), "/pod/ctr").ReadDetail()
+	_, got, err := Of(unified(t, "testdata/v2"), "/pod/ctr").ReadAll()
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("v2: %v\n got %+v\nwant %+v", err, got, want)
 	}
@@ -108,7 +108,7 @@ func TestDetailOfBothVersions(t *testing.T) {
 	want.HugeTLB = []HugePages{{"2MB", 2097152, known(4194304)}}
 	want.Limits = Limits{Shares: known(1024), Period: known(100000), Quota: known(Unlimited), Memory: known(268435456), Swap: known(268435456),
 		MemoryReservation: known(Unlimited)}
-	got, err = Of(legacy(t, "testdata/v1"), "/pod/ctr").ReadDetail()
+	_, got, err = Of(legacy(t, "testdata/v1"), "/pod/ctr").ReadAll()
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("v1: %v\n got %+v\nwant %+v", err, got, want)
 	}
@@ -131,13 +131,57 @@ func TestDerivedFigures(t *testing.T) {
 	}
 }
 
+// Where nobody has a limit, memory.stat says so, and the files of the limits are not read.
+func TestLimitsThatNobodyHasAreNotReadOnV1(t *testing.T) {
+	root := t.TempDir()
+	for name, content := range map[string]string{"memory.usage_in_bytes": "4096\n", "memory.limit_in_bytes": "1\n", "memory.memsw.limit_in_bytes": "2\n",
+		"memory.stat": "hierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 9223372036854771712\n"} {
+		dir := filepath.Join(root, "memory", "c")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, d, err := Of(legacy(t, root), "/c").ReadAll()
+	if none := known(Unlimited); err != nil || u.MemoryLimit != none || u.SwapLimit != none || d.Limits.Memory != none || d.Limits.Swap != none {
+		t.Errorf("got %+v, %+v, %v", u, d, err)
+	}
+}
+
+func TestWhatIsDroppedIsNotKeptOpen(t *testing.T) {
+	f := Of(unified(t, "testdata/v2"), "/pod/ctr")
+	for _, drop := range []bool{false, true} {
+		if drop {
+			f.Drop()
+		}
+		if u, err := f.Read(); err != nil || !u.CPU.Known {
+			t.Fatalf("got %+v, %v", u, err)
+		}
+		if n := len(f.open); (n == 0) != drop {
+			t.Errorf("dropped: %v, and %d files are open", drop, n)
+		}
+	}
+}
+
+func TestPressureIsParsedAsTheKernelWritesIt(t *testing.T) {
+	for text, want := range map[string]*PSI{
+		"some avg10=1.50 avg60=0.05 avg300=100.00 total=7\nfull avg10=0.00 avg60=12.34 avg300=0.99 total=0\n": {
+			Some: Pressure{1.5, 0.05, 100, 7000}, Full: Pressure{Avg60: 12.34, Avg300: 0.99}},
+		"some avg10=x avg60=1. avg300=.5 total=-1 new=1": {Some: Pressure{Avg60: 1}},
+		"other avg10=1.00\n":                             nil, "some\n": nil, "": nil,
+	} {
+		if got := pressure([]byte(text)); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: got %+v, want %+v", text, got, want)
+		}
+	}
+}
+
 func TestACgroupThatIsGone(t *testing.T) {
 	for _, h := range []*cgroup.Hierarchies{legacy(t, "testdata/v1"), unified(t, "testdata/v2")} {
 		f := Of(h, "/pod/none")
 		if _, err := f.Read(); !errors.Is(err, ErrGone) {
 			t.Errorf("got %v", err)
 		}
-		if _, err := f.ReadDetail(); !errors.Is(err, ErrGone) {
+		if _, _, err := f.ReadAll(); !errors.Is(err, ErrGone) {
 			t.Errorf("got %v", err)
 		}
 		if _, err := f.Tasks(); !errors.Is(err, ErrGone) {
@@ -171,8 +215,7 @@ func TestABigFileIsReadWhole(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "c", "cpu.stat"), append(stat, "system_usec 9\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Of(unified(t, root), "/c").ReadDetail()
-	if err == nil || d.System.Known { // neither user time nor tasks nor a cache: not what a kernel has
+	if _, d, err := Of(unified(t, root), "/c").ReadAll(); err != nil || d.System != known(9000) {
 		t.Errorf("got %+v, %v", d, err)
 	}
 	u, err := Of(unified(t, root), "/c").Read()

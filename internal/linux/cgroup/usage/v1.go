@@ -9,15 +9,46 @@ import (
 )
 
 // v1 reads cgroup v1. The kernel's "total_" figures are those with the cgroups below, which containers with an init system have.
-func (r *reader) v1(u *Usage) {
+// d may be nil.
+func (r *reader) v1(u *Usage, d *Detail) {
 	u.CPU = r.number("cpuacct", "cpuacct.usage")
 	u.CPUAt = now()
 	u.Memory = r.number("memory", "memory.usage_in_bytes")
 	u.MemoryAt = now()
-	u.MemoryLimit = r.number("memory", "memory.limit_in_bytes")
-	u.SwapLimit = r.v1SwapLimit(u.MemoryLimit)
+	above, both := r.v1Memory(u, d)
+	// A limit that neither the cgroup nor one above it has need not be looked at.
+	if u.MemoryLimit = above; above.Value != Unlimited {
+		u.MemoryLimit = r.number("memory", "memory.limit_in_bytes")
+	}
+	if both.Value != Unlimited {
+		both = r.number("memory", "memory.memsw.limit_in_bytes")
+	}
+	u.SwapLimit = swapAlone(both, u.MemoryLimit)
+	if r.f.h.Mode() == cgroup.Hybrid {
+		r.psi(u)
+	}
+	if d != nil {
+		d.Limits.Memory, d.Limits.Swap = u.MemoryLimit, both
+		r.v1Detail(d)
+	}
+}
+
+// swapAlone is how much may be swapped out: v1 limits memory and swap together.
+func swapAlone(both, memory Counter) Counter {
+	if !both.Known || both.Value == Unlimited || !memory.Known || memory.Value == Unlimited {
+		return both
+	}
+	return known(both.Value - min(memory.Value, both.Value))
+}
+
+// v1Memory reads memory.stat, and returns the lowest limits of the cgroup and those above it, of memory and with swap.
+func (r *reader) v1Memory(u *Usage, d *Detail) (memory, both Counter) {
 	pairs(r.read("memory", "memory.stat"), func(key []byte, n uint64) {
 		switch string(key) {
+		case "hierarchical_memory_limit":
+			memory = limit(n)
+		case "hierarchical_memsw_limit":
+			both = limit(n)
 		case "total_rss":
 			u.RSS = known(n)
 		case "total_inactive_file":
@@ -28,20 +59,28 @@ func (r *reader) v1(u *Usage) {
 			u.MajorFaults = known(n)
 		case "total_swap":
 			u.Swap = known(n)
+		default:
+			if d != nil {
+				d.v1Memory(key, n)
+			}
 		}
 	})
-	if r.f.h.Mode() == cgroup.Hybrid {
-		r.psi(u)
-	}
+	return memory, both
 }
 
-// v1SwapLimit is how much may be swapped out: v1 limits memory and swap together.
-func (r *reader) v1SwapLimit(memory Counter) Counter {
-	both := r.number("memory", "memory.memsw.limit_in_bytes")
-	if !both.Known || both.Value == Unlimited || !memory.Known || memory.Value == Unlimited {
-		return both
+func (d *Detail) v1Memory(key []byte, n uint64) {
+	switch string(key) {
+	case "total_cache":
+		d.Cache = known(n)
+	case "total_mapped_file":
+		d.Mapped = known(n)
+	case "total_active_file":
+		d.ActiveFile = known(n)
+	case "pgfault":
+		d.OwnPageFaults = known(n)
+	case "pgmajfault":
+		d.OwnMajorFaults = known(n)
 	}
-	return known(both.Value - min(memory.Value, both.Value))
 }
 
 func (r *reader) v1Detail(d *Detail) {
@@ -57,17 +96,6 @@ func (r *reader) v1Detail(d *Detail) {
 			d.Throttled = known(n)
 		}
 	})
-	r.v1Memory(d)
-	d.IO = r.v1IO()
-	d.HugeTLB = r.hugeTLB("hugetlb", "usage_in_bytes", "max_usage_in_bytes")
-	d.Tasks = r.number("pids", "pids.current")
-	d.TasksMax = r.number("pids", "pids.max")
-	d.Limits = Limits{Shares: r.number("cpu", "cpu.shares"), Period: r.number("cpu", "cpu.cfs_period_us"), Quota: r.number("cpu", "cpu.cfs_quota_us"),
-		Memory: r.number("memory", "memory.limit_in_bytes"), Swap: r.number("memory", "memory.memsw.limit_in_bytes"),
-		MemoryReservation: r.number("memory", "memory.soft_limit_in_bytes")}
-}
-
-func (r *reader) v1Memory(d *Detail) {
 	d.Kernel = r.number("memory", "memory.kmem.usage_in_bytes")
 	d.MaxUsage = r.number("memory", "memory.max_usage_in_bytes")
 	d.FailCount = r.number("memory", "memory.failcnt")
@@ -76,20 +104,13 @@ func (r *reader) v1Memory(d *Detail) {
 			d.OOMKills = known(n)
 		}
 	})
-	pairs(r.read("memory", "memory.stat"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "total_cache":
-			d.Cache = known(n)
-		case "total_mapped_file":
-			d.Mapped = known(n)
-		case "total_active_file":
-			d.ActiveFile = known(n)
-		case "pgfault":
-			d.OwnPageFaults = known(n)
-		case "pgmajfault":
-			d.OwnMajorFaults = known(n)
-		}
-	})
+	d.IO = r.v1IO()
+	d.HugeTLB = r.hugeTLB("hugetlb", "usage_in_bytes", "max_usage_in_bytes")
+	d.Tasks = r.number("pids", "pids.current")
+	d.TasksMax = r.number("pids", "pids.max")
+	d.Limits.Shares, d.Limits.Period = r.number("cpu", "cpu.shares"), r.number("cpu", "cpu.cfs_period_us")
+	d.Limits.Quota = r.number("cpu", "cpu.cfs_quota_us")
+	d.Limits.MemoryReservation = r.number("memory", "memory.soft_limit_in_bytes")
 }
 
 // v1IO reads the throttling policy's counters, the only ones that count with every I/O scheduler.

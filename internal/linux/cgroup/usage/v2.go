@@ -9,11 +9,13 @@ import (
 	"strings"
 )
 
-// v2 reads cgroup v2, whose figures are always with the cgroups below.
-func (r *reader) v2(u *Usage) {
+// v2 reads cgroup v2, whose figures are always with the cgroups below. d may be nil.
+func (r *reader) v2(u *Usage, d *Detail) {
 	pairs(r.read("", "cpu.stat"), func(key []byte, n uint64) {
 		if string(key) == "usage_usec" {
 			u.CPU = known(n * 1000)
+		} else if d != nil {
+			d.v2CPU(key, n)
 		}
 	})
 	u.CPUAt = now()
@@ -32,37 +34,48 @@ func (r *reader) v2(u *Usage) {
 			u.PageFaults = known(n)
 		case "pgmajfault":
 			u.MajorFaults = known(n)
+		default:
+			if d != nil {
+				d.v2Memory(key, n)
+			}
 		}
 	})
 	r.psi(u)
+	if d != nil {
+		d.Limits.Memory, d.Limits.Swap = u.MemoryLimit, u.SwapLimit
+		r.v2Detail(d)
+	}
+}
+
+func (d *Detail) v2CPU(key []byte, n uint64) {
+	switch string(key) {
+	case "user_usec":
+		d.User = known(n * 1000)
+	case "system_usec":
+		d.System = known(n * 1000)
+	case "nr_periods":
+		d.Periods = known(n)
+	case "nr_throttled":
+		d.ThrottledPeriods = known(n)
+	case "throttled_usec":
+		d.Throttled = known(n * 1000)
+	}
+}
+
+func (d *Detail) v2Memory(key []byte, n uint64) {
+	switch string(key) {
+	case "file":
+		d.Cache = known(n)
+	case "file_mapped":
+		d.Mapped = known(n)
+	case "active_file":
+		d.ActiveFile = known(n)
+	case "kernel":
+		d.Kernel = known(n)
+	}
 }
 
 func (r *reader) v2Detail(d *Detail) {
-	pairs(r.read("", "cpu.stat"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "user_usec":
-			d.User = known(n * 1000)
-		case "system_usec":
-			d.System = known(n * 1000)
-		case "nr_periods":
-			d.Periods = known(n)
-		case "nr_throttled":
-			d.ThrottledPeriods = known(n)
-		case "throttled_usec":
-			d.Throttled = known(n * 1000)
-		}
-	})
-	r.v2Memory(d)
-	d.IO = r.v2IO()
-	d.HugeTLB = r.hugeTLB("", "current", "")
-	d.Tasks = r.number("", "pids.current")
-	d.TasksMax = r.number("", "pids.max")
-	d.Limits = Limits{Shares: r.shares(), Memory: r.number("", "memory.max"), Swap: r.number("", "memory.swap.max"),
-		MemoryReservation: r.number("", "memory.min")}
-	d.Limits.Quota, d.Limits.Period = r.cpuMax()
-}
-
-func (r *reader) v2Memory(d *Detail) {
 	d.MaxUsage = r.number("", "memory.peak")
 	pairs(r.read("", "memory.events"), func(key []byte, n uint64) {
 		switch string(key) {
@@ -72,18 +85,12 @@ func (r *reader) v2Memory(d *Detail) {
 			d.OOMKills = known(n)
 		}
 	})
-	pairs(r.read("", "memory.stat"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "file":
-			d.Cache = known(n)
-		case "file_mapped":
-			d.Mapped = known(n)
-		case "active_file":
-			d.ActiveFile = known(n)
-		case "kernel":
-			d.Kernel = known(n)
-		}
-	})
+	d.IO = r.v2IO()
+	d.HugeTLB = r.hugeTLB("", "current", "")
+	d.Tasks = r.number("", "pids.current")
+	d.TasksMax = r.number("", "pids.max")
+	d.Limits.Shares, d.Limits.MemoryReservation = r.shares(), r.number("", "memory.min")
+	d.Limits.Quota, d.Limits.Period = r.cpuMax()
 }
 
 // shares turns cpu.weight back into v1's shares, by the formula of runc and systemd.
@@ -150,6 +157,22 @@ func (d *Device) set(key string, n uint64) {
 
 // hugeTLB reads the use of each size of huge pages that the kernel has.
 func (r *reader) hugeTLB(controller, used, peak string) []HugePages {
+	if r.f.pages == nil {
+		r.f.pages = r.hugePageSizes(controller, used)
+	}
+	all := make([]HugePages, 0, len(r.f.pages))
+	for _, size := range r.f.pages {
+		h := HugePages{Size: size, Used: r.number(controller, "hugetlb."+size+"."+used).Value}
+		if peak != "" {
+			h.MaxUsage = r.number(controller, "hugetlb."+size+"."+peak)
+		}
+		all = append(all, h)
+	}
+	return all
+}
+
+// hugePageSizes are as the kernel names them, sorted; not nil where the folder could be read.
+func (r *reader) hugePageSizes(controller, used string) []string {
 	dir, ok := r.f.h.Folder(controller, r.f.path)
 	if !ok || r.err != nil {
 		return nil
@@ -158,21 +181,16 @@ func (r *reader) hugeTLB(controller, used, peak string) []HugePages {
 	if err != nil {
 		return nil // that the cgroup is gone, its other files tell
 	}
-	var all []HugePages
+	sizes := []string{}
 	for _, e := range entries {
 		size, ok := strings.CutPrefix(e.Name(), "hugetlb.")
 		if !ok {
 			continue
 		}
-		if size, ok = strings.CutSuffix(size, "."+used); !ok || strings.Contains(size, ".") {
-			continue
+		if size, ok = strings.CutSuffix(size, "."+used); ok && !strings.Contains(size, ".") {
+			sizes = append(sizes, size)
 		}
-		h := HugePages{Size: size, Used: r.number(controller, e.Name()).Value}
-		if peak != "" {
-			h.MaxUsage = r.number(controller, "hugetlb."+size+"."+peak)
-		}
-		all = append(all, h)
 	}
-	slices.SortFunc(all, func(a, b HugePages) int { return strings.Compare(a.Size, b.Size) })
-	return all
+	slices.Sort(sizes)
+	return sizes
 }
