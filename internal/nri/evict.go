@@ -17,27 +17,12 @@ const evictTimeout = time.Minute
 // The protocol lets plugins ask for evictions in three messages; the library passes them on from none. They are read off the wire here.
 
 // seeEvictions looks into what plugins answer.
-func (n *NRI) seeEvictions(ctx context.Context, request *ttrpc.Request, response *ttrpc.Response, info *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
-	if err := call(ctx, request, response); err != nil {
-		return err
-	}
-	var answer interface {
-		proto.Message
+func (n *NRI) seeEvictions(answer proto.Message) {
+	if a, ok := answer.(interface {
 		GetEvict() []*api.ContainerEviction
+	}); ok {
+		n.evict(a.GetEvict())
 	}
-	switch request.GetMethod() {
-	case "CreateContainer":
-		answer = &api.CreateContainerResponse{}
-	case "UpdateContainer":
-		answer = &api.UpdateContainerResponse{}
-	default:
-		return nil
-	}
-	// What cannot be read here the library cannot read either, and says so.
-	if proto.Unmarshal(response.GetPayload(), answer) == nil {
-		n.evict(answer.GetEvict())
-	}
-	return nil
 }
 
 // takeEvictions looks into what plugins ask for by themselves.

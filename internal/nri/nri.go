@@ -98,7 +98,7 @@ func New(cfg Config, log *slog.Logger) (*NRI, error) {
 		adaptation.WithPluginPath(cfg.PluginDir), adaptation.WithPluginConfigPath(cfg.ConfigDir), adaptation.WithSocketPath(cfg.Socket),
 		adaptation.WithMetrics(&n.calls), adaptation.WithBuiltinPlugins(&builtin.BuiltinPlugin{Base: "default-validator", Index: "00",
 			Handlers: builtin.BuiltinHandlers{ValidateContainerAdjustment: n.validate}}),
-		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(n.seeEvictions)},
+		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{n.peers},
 			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(n.takeEvictions)}),
 	}
 	n.calls.count = &n.plugins

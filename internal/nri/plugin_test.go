@@ -104,11 +104,37 @@ func (p *plugin) CreateContainer(context.Context, *api.PodSandbox, *api.Containe
 func (p *plugin) StopContainer(context.Context, *api.PodSandbox, *api.Container) ([]*api.ContainerUpdate, error) {
 	return nil, p.note("stop container")
 }
+func (p *plugin) UpdatePodSandbox(context.Context, *api.PodSandbox, *api.LinuxResources, *api.LinuxResources) error {
+	return p.note("update")
+}
+func (p *plugin) PostUpdatePodSandbox(context.Context, *api.PodSandbox) error {
+	return p.note("updated")
+}
+func (p *plugin) PostCreateContainer(context.Context, *api.PodSandbox, *api.Container) error {
+	return p.note("created")
+}
+func (p *plugin) StartContainer(context.Context, *api.PodSandbox, *api.Container) error {
+	return p.note("start")
+}
+func (p *plugin) PostStartContainer(context.Context, *api.PodSandbox, *api.Container) error {
+	return p.note("started")
+}
+func (p *plugin) UpdateContainer(context.Context, *api.PodSandbox, *api.Container, *api.LinuxResources) ([]*api.ContainerUpdate, error) {
+	return nil, p.note("update container")
+}
+func (p *plugin) PostUpdateContainer(context.Context, *api.PodSandbox, *api.Container) error {
+	return p.note("updated container")
+}
 func (p *plugin) RemoveContainer(context.Context, *api.PodSandbox, *api.Container) error {
 	return p.note("remove container")
 }
 
 func start(t *testing.T, cfg Config) (*NRI, *fakeNode) {
+	t.Helper()
+	return startLogged(t, cfg, slog.DiscardHandler)
+}
+
+func startLogged(t *testing.T, cfg Config, log slog.Handler) (*NRI, *fakeNode) {
 	t.Helper()
 	cfg.Socket = filepath.Join(t.TempDir(), "nri.sock")
 	if cfg.PluginDir == "" {
@@ -117,7 +143,7 @@ func start(t *testing.T, cfg Config) (*NRI, *fakeNode) {
 	if cfg.RequestTimeout == 0 {
 		cfg.RegistrationTimeout, cfg.RequestTimeout = time.Second, 5*time.Second
 	}
-	n, err := New(cfg, slog.New(slog.DiscardHandler))
+	n, err := New(cfg, slog.New(log))
 	if err != nil {
 		t.Fatal(err)
 	}
