@@ -72,7 +72,7 @@ var keys = []key{
 	{path: "registry.stall_timeout", doc: "A download that brings no byte for this long is given up and tried again.",
 		at: func(c *Config, _ string) any { return &c.Registry.StallTimeout }, check: lasting(time.Second, time.Hour)},
 
-	{path: "images.snapshotter", doc: "How layers are kept that are pulled from now on. erofs: one EROFS file each; overlayfs: folders; auto: erofs where the kernel lays such files over each other (Linux 6.15); NAME: by a remote snapshotter, of which a table [snapshotters.NAME] says the address.",
+	{path: "images.snapshotter", doc: "How layers are kept that are pulled from now on. erofs: one EROFS file each; overlayfs: folders; auto: erofs where the kernel mounts such files (Linux 6.12); NAME: by a remote snapshotter, of which a table [snapshotters.NAME] says the address.",
 		at: func(c *Config, _ string) any { return &c.Images.Snapshotter }, check: handler},
 	{path: "images.keep_layers", doc: "Keep compressed layers after they are unpacked: export is exact then, and an image takes up to half as much space again.",
 		at: func(c *Config, _ string) any { return &c.Images.KeepLayers }, check: anything},

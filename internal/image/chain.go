@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+
+	linuxmount "github.com/berth-run/berth/internal/linux/mount"
 )
 
 const (
@@ -94,7 +95,7 @@ func lowerDirs(mounts []mount.Mount) ([]string, error) {
 }
 
 // openChain opens the layers of a chain if one of them is an EROFS file; else it gives none, and they are found by their links.
-func (s *Store) openChain(c *chain) ([]*os.File, error) {
+func (s *Store) openChain(c *chain) ([]*linuxmount.Layer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lowers == nil {
@@ -106,11 +107,15 @@ func (s *Store) openChain(c *chain) ([]*os.File, error) {
 			return nil, err
 		}
 	}
-	files := make([]*os.File, len(c.lowers))
-	for i, l := range c.lowers {
-		files[i] = l.file
+	return layersOf(c.lowers), nil
+}
+
+func layersOf(all []*lower) []*linuxmount.Layer {
+	layers := make([]*linuxmount.Layer, len(all))
+	for i, l := range all {
+		layers[i] = l.layer
 	}
-	return files, nil
+	return layers
 }
 
 // closeChain closes the layers unless a container uses the chain, or has begun to.

@@ -5,7 +5,6 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
@@ -61,7 +60,7 @@ func (s *Store) reading(ctx context.Context, folder string, use func(io.Reader) 
 		return err
 	}
 	defer s.unpacks.Release(1)
-	root, err := openLayer(folder)
+	root, err := openLayer(folder, nil)
 	if err != nil {
 		return err
 	}
@@ -69,7 +68,7 @@ func (s *Store) reading(ctx context.Context, folder string, use func(io.Reader) 
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := layer.Archive(ctx, fmt.Sprintf("/proc/self/fd/%d/", root.Fd()), w)
+		err := layer.Archive(ctx, root.Path(), w)
 		w.CloseWithError(err)
 		done <- err
 	}()

@@ -13,12 +13,18 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/linux/userns"
 )
 
 func form(snapshotter string) func(*Config) {
 	return func(c *Config) { c.Snapshotter = snapshotter }
 }
+
+// inRoom is how kernels before Linux 6.15 want EROFS files to be mounted.
+func inRoom(c *Config) { c.Snapshotter, c.wantsRoom = erofsForm, true }
+
+var forms = map[string]func(*Config){erofsForm: form(erofsForm), "erofs in a room": inRoom, overlayfs: form(overlayfs)}
 
 func TestRootFileSystemsOfBothForms(t *testing.T) {
 	reg := newRegistry(t)
@@ -36,16 +42,16 @@ func TestRootFileSystemsOfBothForms(t *testing.T) {
 	}
 	defer ns.Close()
 	owner := &Owner{UserNS: fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), UID: 1 << 20, GID: 1 << 20}
-	for _, snapshotter := range []string{erofsForm, overlayfs} {
+	for snapshotter, change := range forms {
 		for name, owner := range map[string]*Owner{"": nil, " in a user namespace": owner} {
 			t.Run(snapshotter+name, func(t *testing.T) {
-				s := openWith(t, t.TempDir(), form(snapshotter))
+				s := openWith(t, t.TempDir(), change)
 				im := mustPull(t, s, ref)
 				r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "c", ImageID: im.ID, VolumeIDs: []string{im.ID}, Owner: owner})
 				if err != nil {
 					t.Fatal(err)
 				}
-				if (r.Root.Mounts != nil) != (snapshotter == erofsForm) {
+				if (r.Root.Mounts != nil) != (snapshotter != overlayfs) {
 					t.Errorf("%d mounts of layers", len(r.Root.Mounts))
 				}
 				shift := 0
@@ -73,6 +79,14 @@ func TestRootFileSystemsOfBothForms(t *testing.T) {
 }
 
 func TestLayersOfBothFormsMakeOneImage(t *testing.T) {
+	for name, change := range forms {
+		if name != overlayfs {
+			t.Run(name, func(t *testing.T) { bothForms(t, change) })
+		}
+	}
+}
+
+func bothForms(t *testing.T, change func(*Config)) {
 	reg, dir := newRegistry(t), t.TempDir()
 	base := layerOf(t, map[string]string{"base": "1", "both": "1"})
 	s := openWith(t, dir, form(overlayfs))
@@ -80,7 +94,7 @@ func TestLayersOfBothFormsMakeOneImage(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = openWith(t, dir, form(erofsForm))
+	s = openWith(t, dir, change)
 	im := mustPull(t, s, reg.push(t, "top:1", imageOf(t, v1.Config{}, base, layerOf(t, map[string]string{"both": "2", "top": "2"}))))
 	for file, want := range map[string]string{"base": "1", "both": "2", "top": "2"} {
 		if got := readInRootfs(t, s, im, file); got != want {
@@ -90,11 +104,19 @@ func TestLayersOfBothFormsMakeOneImage(t *testing.T) {
 }
 
 func TestAnErofsLayerIsMountedOnceAndUnmountedWithItsLastContainer(t *testing.T) {
-	reg, s := newRegistry(t), openWith(t, t.TempDir(), form(erofsForm))
+	for name, change := range forms {
+		if name != overlayfs {
+			t.Run(name, func(t *testing.T) { mountedOnce(t, change) })
+		}
+	}
+}
+
+func mountedOnce(t *testing.T, change func(*Config)) {
+	reg, s := newRegistry(t), openWith(t, t.TempDir(), change)
 	base := layerOf(t, map[string]string{"f": "1"})
 	one := mustPull(t, s, reg.push(t, "one:1", imageOf(t, v1.Config{}, base)))
 	two := mustPull(t, s, reg.push(t, "two:1", imageOf(t, v1.Config{}, base, layerOf(t, map[string]string{"g": "2"}))))
-	var last []*os.File
+	var last []*mount.Layer
 	for i, im := range []Image{one, one, two} {
 		r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: fmt.Sprintf("c%d", i), ImageID: im.ID})
 		if err != nil {
@@ -104,7 +126,7 @@ func TestAnErofsLayerIsMountedOnceAndUnmountedWithItsLastContainer(t *testing.T)
 		if last != nil && m != last[0] {
 			t.Error("the base layer is mounted more than once")
 		}
-		last = []*os.File{m}
+		last = []*mount.Layer{m}
 	}
 	if n := len(s.lowers.all); n != 2 {
 		t.Errorf("%d layers are open, want 2", n)

@@ -68,7 +68,7 @@ func (s *Store) sweepLinks() error {
 
 // overlay mounts the layers of an image, read-only.
 func (s *Store) overlay(ctx context.Context, c *chain, owner *Owner) (mount.Overlay, error) {
-	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Options: s.options}
+	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Room: s.lowers.room, Options: s.options}
 	if owner != nil {
 		o.UserNS = owner.UserNS
 	}
@@ -106,6 +106,7 @@ func (s *Store) probeOverlay() error {
 			s.options = options
 			err = mount.Detach(at)
 			s.unmapped = probeMapped(dir, options)
+			s.openRoom(dir)
 			return errors.Join(err, s.chooseForm(dir), os.RemoveAll(dir))
 		}
 	}

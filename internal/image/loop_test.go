@@ -84,10 +84,10 @@ func TestOneImageIsPulledRemovedAndUsedAtOnce(t *testing.T) {
 		rounds = 200
 	}
 	a, b := incompressible(1<<20+1), incompressible(200_000)
-	for _, snapshotter := range []string{erofsForm, overlayfs} {
-		t.Run(snapshotter, func(t *testing.T) {
+	for name, change := range forms {
+		t.Run(name, func(t *testing.T) {
 			dir, reg := t.TempDir(), newRegistry(t)
-			s := openWith(t, dir, func(c *Config) { c.Snapshotter, c.StallTimeout = snapshotter, 30*time.Second })
+			s := openWith(t, dir, change)
 			ref := reg.push(t, "loop:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"a": a}), layerOf(t, map[string]string{"b": b})))
 			var used atomic.Int64
 			var all sync.WaitGroup

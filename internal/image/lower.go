@@ -17,9 +17,11 @@ import (
 )
 
 // lowers are the layers of which root file systems are made, each mounted once however many images and containers have it. The mounts are in
-// no mount namespace: what the daemon leaves when it dies is nothing, and containers that run keep what they stand on. A later life mounts
-// a layer anew for those that it starts.
+// no mount namespace, or in one of the daemon's own: what the daemon leaves when it dies is nothing, and containers that run keep what they stand on. A later life
+// mounts a layer anew for those that it starts.
 type lowers struct {
+	room *mount.Room // for kernels that want one; set before anything is opened
+
 	mu  sync.Mutex
 	all map[string]*lower // by the snapshot's folder
 	// old are layers that were damaged and have another file by now; who has them keeps them.
@@ -29,8 +31,8 @@ type lowers struct {
 // lower is one layer, open.
 type lower struct {
 	folder string
-	mu     sync.Mutex // guards file; held while the layer is mounted
-	file   *os.File
+	mu     sync.Mutex // guards layer; held while it is mounted
+	layer  *mount.Layer
 	users  int // guarded by lowers.mu
 }
 
@@ -45,7 +47,7 @@ func (l *lowers) open(folders []string) (_ []*lower, err error) {
 	for _, folder := range folders {
 		one := l.take(folder)
 		out = append(out, one)
-		if err := one.mount(); err != nil {
+		if err := one.mount(l.room); err != nil {
 			return nil, err
 		}
 	}
@@ -82,13 +84,13 @@ func (l *lowers) forget(folder string) {
 	l.old[one] = struct{}{}
 }
 
-func (l *lower) mount() (err error) {
+func (l *lower) mount(room *mount.Room) (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file != nil {
+	if l.layer != nil {
 		return nil
 	}
-	l.file, err = openLayer(l.folder)
+	l.layer, err = openLayer(l.folder, room)
 	return err
 }
 
@@ -105,22 +107,26 @@ func (d *damagedError) Error() string {
 func (d *damagedError) Unwrap() []error { return []error{ErrCorrupt, d.reason} }
 
 // openLayer opens a layer of either form.
-func openLayer(folder string) (*os.File, error) {
+func openLayer(folder string, room *mount.Room) (*mount.Layer, error) {
 	size, err := blobSize(folder)
 	if err != nil {
 		return nil, err
 	}
 	if size == 0 {
-		return os.OpenFile(folder, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+		f, err := os.OpenFile(folder, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return mount.FolderLayer(f), nil
 	}
 	if err := checkHead(folder); err != nil {
 		return nil, err
 	}
-	f, err := mount.OpenEROFS(blobOf(folder))
+	l, err := mount.ErofsLayer(blobOf(folder), room)
 	if errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EIO) { // the kernel mounts such files: chooseForm has tried
 		err = &damagedError{folder, err}
 	}
-	return f, err
+	return l, err
 }
 
 // checkHead looks at the beginning and the length of a blob: the kernel mounts one that is cut, and would find out with the first file behind
@@ -155,8 +161,8 @@ func (l *lowers) close(all []*lower) error {
 			delete(l.old, one)
 		}
 		l.mu.Unlock()
-		if last && one.file != nil {
-			errs = append(errs, one.file.Close())
+		if last && one.layer != nil {
+			errs = append(errs, one.layer.Close())
 		}
 	}
 	return errors.Join(errs...)
@@ -168,8 +174,8 @@ func (l *lowers) closeAll() error {
 	defer l.mu.Unlock()
 	var errs []error
 	for _, one := range slices.AppendSeq(slices.Collect(maps.Values(l.all)), maps.Keys(l.old)) {
-		if one.file != nil {
-			errs = append(errs, one.file.Close())
+		if one.layer != nil {
+			errs = append(errs, one.layer.Close())
 		}
 	}
 	l.all, l.old = nil, nil
@@ -186,6 +192,20 @@ func hasBlobs(folders []string) (bool, error) {
 	return false, nil
 }
 
+// openRoom makes a place for layers where this kernel wants that they have one; dir is for trying.
+func (s *Store) openRoom(dir string) {
+	wants := mount.TakesOpenLayers(filepath.Join(dir, "lower"), filepath.Join(dir, "at"))
+	if wants == nil && !s.cfg.wantsRoom {
+		return
+	}
+	room, err := mount.OpenRoom(s.cfg.Root, s.cfg.Rootfs)
+	if err != nil {
+		s.log.Warn("layers that are mounted cannot be laid over each other", "error", errors.Join(wants, err))
+		return
+	}
+	s.lowers.room = room
+}
+
 // chooseForm decides in which form new layers are kept; dir is for trying.
 func (s *Store) chooseForm(dir string) error {
 	wants := ""
@@ -197,7 +217,7 @@ func (s *Store) chooseForm(dir string) error {
 	if s.cfg.Snapshotter == overlayfs && wants == "" {
 		return nil
 	}
-	err := probeEROFS(dir)
+	err := probeEROFS(dir, s.lowers.room)
 	if err != nil && (s.cfg.Snapshotter == erofsForm || wants != "") {
 		return fmt.Errorf("snapshotter %s%s: %w", erofsForm, wants, err)
 	}
@@ -209,7 +229,7 @@ func (s *Store) chooseForm(dir string) error {
 }
 
 // probeEROFS tries whether this kernel mounts EROFS files and overlays over them.
-func probeEROFS(dir string) (err error) {
+func probeEROFS(dir string, room *mount.Room) (err error) {
 	for _, sub := range []string{"upper2", "work2", "at2"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return err
@@ -224,13 +244,13 @@ func probeEROFS(dir string) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	m, err := mount.OpenEROFS(file)
+	m, err := mount.ErofsLayer(file, room)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
 	at := filepath.Join(dir, "at2")
-	o := mount.Overlay{Mounts: []*os.File{m}, Upper: filepath.Join(dir, "upper2"), Work: filepath.Join(dir, "work2")}
+	o := mount.Overlay{Mounts: []*mount.Layer{m}, Room: room, Upper: filepath.Join(dir, "upper2"), Work: filepath.Join(dir, "work2")}
 	if err := o.On(at); err != nil {
 		return err
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+
+	linuxmount "github.com/berth-run/berth/internal/linux/mount"
 )
 
 // makeChain holds layers by a view.
@@ -116,7 +118,7 @@ func absolute(dir string) error {
 }
 
 // openRemote opens the layers of a chain where its snapshotter has them now: one that was started again has mounted them anew.
-func (s *Store) openRemote(ctx context.Context, c *chain) ([]*os.File, error) {
+func (s *Store) openRemote(ctx context.Context, c *chain) ([]*linuxmount.Layer, error) {
 	folders, err := c.remote.view(scoped(ctx), s, c.id)
 	if err != nil {
 		return nil, err
@@ -132,16 +134,12 @@ func (s *Store) openRemote(ctx context.Context, c *chain) ([]*os.File, error) {
 	} else {
 		c.old, c.lowers = append(c.old, c.lowers...), s.lowers.adopt(folders, fresh)
 	}
-	files := make([]*os.File, len(c.lowers))
-	for i, l := range c.lowers {
-		files[i] = l.file
-	}
-	return files, nil
+	return layersOf(c.lowers), nil
 }
 
 func sameFiles(old []*lower, fresh []*os.File) bool {
 	for i, l := range old {
-		before, err := l.file.Stat()
+		before, err := l.layer.Stat()
 		if err != nil {
 			return false
 		}
@@ -215,7 +213,7 @@ func (l *lowers) adopt(folders []string, files []*os.File) []*lower {
 	}
 	var all []*lower
 	for i, f := range files {
-		one := &lower{folder: folders[i], file: f, users: 1}
+		one := &lower{folder: folders[i], layer: linuxmount.FolderLayer(f), users: 1}
 		l.old[one] = struct{}{}
 		all = append(all, one)
 	}

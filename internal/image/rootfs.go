@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/berth-run/berth/internal/linux/mount"
 )
 
 const (
@@ -69,7 +71,7 @@ func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 			return Rootfs{}, err
 		}
 		if volume.Mounts != nil {
-			volume.Mounts = append(volume.Mounts, s.empty)
+			volume.Mounts = append(volume.Mounts, mount.FolderLayer(s.empty))
 		} else {
 			volume.Layers = append(volume.Layers, emptyName)
 		}

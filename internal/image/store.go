@@ -89,6 +89,8 @@ type Config struct {
 	// Pulled and Collected, if set, are told of each pull and collection. They must not block.
 	Pulled    func(PullReport)
 	Collected func(took time.Duration, err error)
+	// wantsRoom has layers mounted as kernels before Linux 6.15 want it; for tests.
+	wantsRoom bool
 	// Pinned are full references of images that the kubelet must not collect; a * at the end stands for anything.
 	Pinned []string
 }
@@ -391,7 +393,7 @@ func (s *Store) Close() error {
 	if s.raw != nil {
 		errs = append(errs, s.raw.Close())
 	}
-	errs = append(errs, s.closeRemotes(), s.lowers.closeAll())
+	errs = append(errs, s.closeRemotes(), s.lowers.closeAll(), s.lowers.room.Close())
 	if s.empty != nil {
 		errs = append(errs, ignore(s.empty.Close(), os.ErrClosed))
 	}

@@ -3,8 +3,10 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -14,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 	"github.com/berth-run/berth/internal/linux/verity"
 )
 
@@ -42,9 +47,6 @@ func withVerity(t *testing.T) string {
 
 func TestTheKernelGuardsLayers(t *testing.T) {
 	dir, reg := withVerity(t), newRegistry(t)
-	if err := probeEROFS(dir); err != nil {
-		t.Skipf("this kernel makes no root file system of EROFS files: %v", err)
-	}
 	s := openWith(t, filepath.Join(dir, "store"), guarded)
 	ref := reg.push(t, "app:1", threeLayers(t))
 	im := mustPull(t, s, ref)
@@ -73,6 +75,57 @@ func TestTheKernelGuardsLayers(t *testing.T) {
 		if _, err := verity.Measure(blob); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestABlockThatRotsUnderAGuardedLayerIsNeverRead changes a byte on the disk, below the file system.
+func TestABlockThatRotsUnderAGuardedLayerIsNeverRead(t *testing.T) {
+	dir, reg, content := withVerity(t), newRegistry(t), incompressible(1<<16)
+	s := openWith(t, filepath.Join(dir, "store"), guarded)
+	ref := reg.push(t, "app:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": content})))
+	im := mustPull(t, s, ref)
+	if readInRootfs(t, s, im, "f") != content {
+		t.Fatal("content is wrong")
+	}
+	syscall.Sync()
+	disk, err := os.OpenFile(filepath.Join(filepath.Dir(dir), "ext4"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	raw, err := io.ReadAll(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := bytes.Index(raw, []byte(content))
+	if place < 0 {
+		t.Fatal("the file is nowhere on the disk")
+	}
+	if _, err := disk.WriteAt([]byte{^raw[place+5000]}, int64(place)+5000); err != nil {
+		t.Fatal(err)
+	}
+	blob, err := os.Open(blobsOf(t, s)[0])
+	if err == nil {
+		err = errors.Join(fsys.DropCache(blob), blob.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: "rotten", ImageID: im.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(at(t, r.Root), "f")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%d bytes are read, %v", len(got), err)
+	}
+	if r, err := s.Check(t.Context(), CheckRequest{}); err != nil || r.Damaged != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := s.Status(ref); !errors.Is(err, ErrNotFound) {
+		t.Errorf("it is still listed: %v", err)
+	}
+	if readInRootfs(t, s, mustPull(t, s, ref), "f") != content {
+		t.Error("content is wrong after another pull")
 	}
 }
 

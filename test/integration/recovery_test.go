@@ -188,6 +188,9 @@ func TestARebootEndsAllPodsAndLeaksNothing(t *testing.T) {
 	if s.ExitCode == 0 || s.FinishedAt == 0 {
 		t.Errorf("exit code %d, finished at %d", s.ExitCode, s.FinishedAt)
 	}
+	if err := k.D.WaitNetwork(k.Ctx(), true); err != nil {
+		t.Fatal(err)
+	}
 	next := k.PodConfig("rebooted")
 	next.Metadata.Uid, next.Metadata.Attempt = p.Config.Metadata.Uid, 1
 	k.RunPod(next).Start(k.Forever("main")).Exec("true")

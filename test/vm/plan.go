@@ -57,7 +57,8 @@ func (o options) plan() []step {
 		{Name: "machine", Package: "test/vm/machine", Env: vmEnv(), Limit: 2 * time.Minute},
 		{Name: "cgroup", Package: "internal/linux/cgroup", Env: vmEnv(), Limit: 3 * time.Minute},
 		{Name: "fs-verity", Package: "internal/linux/verity", Env: vmEnv(), Limit: 3 * time.Minute},
-		{Name: "guarded-layers", Package: "internal/image", Run: "TestTheKernelGuardsLayers|TestAGuardedBlob", Env: vmEnv(), Limit: 5 * time.Minute},
+		{Name: "mounts", Package: "internal/linux/mount", Env: vmEnv(), Limit: 3 * time.Minute},
+		{Name: "layers", Package: "internal/image", Run: ofKernel, Env: vmEnv(), Limit: 6 * time.Minute},
 		{Name: "slice", Package: "internal/linux/cgroup/slice", Env: vmEnv(), Limit: 3 * time.Minute},
 		{Name: "service", Package: "test/vm/service", Run: "TestBeforeTheReboot", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
 		{Name: "service-reboot", Reboot: orderly},
@@ -75,6 +76,8 @@ func (o options) plan() []step {
 }
 
 const (
+	// ofKernel are tests of layers: fs-verity, and EROFS files on a kernel before 6.15.
+	ofKernel = "^Test(TheKernelGuards|ABlockThatRots|AGuardedBlob|RootFileSystemsOfBoth|LayersOfBoth|AnErofsLayerIs|ADamagedBlobIs|OneImageIsPulled|AHandlersSnapshotter)"
 	// ofMachine are tests of what this machine has and others may lack: limits and statistics of cgroup v2, confinement by AppArmor, capabilities,
 	// user namespaces of a kernel before 6.15; and one or two of each other thing that a pod is made of. All of them would take hours.
 	ofMachine = "^Test(AppArmor|ALocalSeccomp|SecurityContextIs|Capabilities|Privileged|Limits|ResourcesAre|UnifiedResources|AnUpdateIs|APodsResources|HowAContainerEnded|" +

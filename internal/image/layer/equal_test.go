@@ -217,13 +217,13 @@ func blobOf(t testing.TB, file string, raw []byte, below ...Below) ([]string, er
 
 func mounted(t *testing.T, file string) string {
 	t.Helper()
-	m, err := mount.OpenEROFS(file)
+	m, err := mount.ErofsLayer(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
 	at := t.TempDir()
-	if err := mount.Attach(m, at); err != nil {
+	if err := m.Attach(at); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -3,100 +3,83 @@
 package mount
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// onMounts mounts an overlay whose layers are open mounts. They are given one by one (Linux 6.7), so that no page of options bounds them.
-func (o Overlay) onMounts(target string, attach bool) (err error) {
-	layers, closeLayers, err := o.mapMounts()
+// onMounts mounts an overlay whose layers are open. They are given one by one (Linux 6.7), so that no page of options bounds them.
+func (o Overlay) onMounts(target string) error {
+	fail := func(err error) error {
+		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(o.Mounts), target, err)
+	}
+	var ns *os.File
+	if o.UserNS != "" {
+		var err error
+		if ns, err = os.Open(o.UserNS); err != nil {
+			return fail(fmt.Errorf("map owners: %w", err))
+		}
+		defer ns.Close()
+	}
+	stack := stackOpen
+	if o.Room != nil {
+		stack = o.Room.stack
+	}
+	m, err := stack(o, ns)
 	if err != nil {
-		return fmt.Errorf("mount overlay on %s: %w", target, err)
+		return fail(err)
 	}
-	defer closeLayers()
-	paths := make([]string, len(layers))
-	for i, l := range layers {
-		paths[i] = fmt.Sprintf("/proc/self/fd/%d", l.Fd())
+	defer m.Close()
+	if err := attach(m, target); err != nil {
+		return fail(fmt.Errorf("show: %w", err))
 	}
-	if !attach && !layersInPlace.Load() {
-		if err = o.stack(paths, target); !errors.Is(err, unix.EINVAL) {
-			return err
-		}
-	}
-	if err := o.clearAttempt(); err != nil {
-		return err
-	}
-	// Before Linux 6.15, layers must be mounted somewhere.
-	place := scratch(target)
-	if err := os.Mkdir(place, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("mount layers: %w", err)
-	}
-	defer func() {
-		if rerr := removeScratch(target); rerr != nil {
-			err = errors.Join(err, rerr, Detach(target))
-		}
-	}()
-	if err := (Mount{Type: "tmpfs", Source: "layers", Options: []string{"size=1m", "mode=0700"}}).On(place); err != nil {
-		return err
-	}
-	for i, l := range layers {
-		paths[i] = filepath.Join(place, strconv.Itoa(i))
-		if err := os.Mkdir(paths[i], 0o700); err != nil {
-			return fmt.Errorf("mount layers: %w", err)
-		}
-		if err := Attach(l, paths[i]); err != nil {
-			return err
-		}
-	}
-	err = o.stack(paths, target)
-	layersInPlace.CompareAndSwap(false, err == nil && !attach)
-	return err
+	return nil
 }
 
-// mapMounts are the layers, or copies of them with the owners that the user namespace maps.
-func (o Overlay) mapMounts() ([]*os.File, func(), error) {
-	if o.UserNS == "" {
-		return o.Mounts, func() {}, nil
-	}
-	var mapped []*os.File
-	closeAll := func() {
-		for _, f := range mapped {
-			f.Close()
+// stackOpen makes o of layers that are mounted nowhere (Linux 6.15).
+func stackOpen(o Overlay, ns *os.File) (*os.File, error) {
+	clones := make([]*os.File, len(o.Mounts))
+	defer func() { closeFiles(clones) }()
+	paths := make([]string, len(o.Mounts))
+	for i, l := range o.Mounts {
+		layer := l.file
+		if ns != nil {
+			var err error
+			if clones[i], err = cloneLayer(int(l.file.Fd()), "", ns); err != nil {
+				return nil, fmt.Errorf("%s: %w", l.file.Name(), err)
+			}
+			layer = clones[i]
 		}
+		paths[i] = fmt.Sprintf("/proc/self/fd/%d", layer.Fd())
 	}
-	ns, err := os.Open(o.UserNS)
-	if err != nil {
-		return nil, nil, fmt.Errorf("map owners of layers: %w", err)
-	}
-	defer ns.Close()
-	for _, l := range o.Mounts {
-		fd, err := unix.OpenTree(int(l.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-		if err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("clone mount of %s: %w", l.Name(), err)
-		}
-		mapped = append(mapped, os.NewFile(uintptr(fd), l.Name()))
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("map owners of %s: %w", l.Name(), err)
-		}
-	}
-	return mapped, closeAll, nil
+	return o.make(paths)
 }
 
-// stack makes the overlay of the folders at paths, topmost first.
-func (o Overlay) stack(paths []string, target string) error {
-	fail := func(what string, err error) error {
-		return fmt.Errorf("mount overlay of %d layers on %s: %s: %w", len(paths), target, what, err)
+// TakesOpenLayers is nil where this kernel lays overlays over mounts that have no place (Linux 6.15), as it is tried with two folders. Where it does not, overlays
+// want a Room.
+func TakesOpenLayers(one, other string) error {
+	clones := make([]*os.File, 2)
+	defer func() { closeFiles(clones) }()
+	paths := make([]string, 2)
+	for i, dir := range []string{one, other} {
+		var err error
+		if clones[i], err = cloneLayer(unix.AT_FDCWD, dir, nil); err != nil {
+			return err
+		}
+		paths[i] = fmt.Sprintf("/proc/self/fd/%d", clones[i].Fd())
 	}
+	m, err := Overlay{}.make(paths)
+	if err != nil {
+		return err
+	}
+	return m.Close()
+}
+
+// make makes the overlay of the folders at paths, topmost first. It is mounted nowhere.
+func (o Overlay) make(paths []string) (*os.File, error) {
+	fail := func(what string, err error) (*os.File, error) { return nil, fmt.Errorf("%s: %w", what, err) }
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fail("open file system", err)
@@ -105,7 +88,7 @@ func (o Overlay) stack(paths []string, target string) error {
 	set := func(key, value string) {
 		if err == nil {
 			if err = unix.FsconfigSetString(fd, key, value); err != nil {
-				err = fail(key, err)
+				err = fmt.Errorf("%s: %w", key, err)
 			}
 		}
 	}
@@ -140,9 +123,5 @@ func (o Overlay) stack(paths []string, target string) error {
 	if err != nil {
 		return fail("mount", err)
 	}
-	defer unix.Close(m)
-	if err := unix.MoveMount(m, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fail("show", err)
-	}
-	return nil
+	return os.NewFile(uintptr(m), "overlay"), nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/berth-run/berth/internal/image/erofs"
@@ -27,31 +28,61 @@ func emptyBlob(t *testing.T) string {
 	return f.Name()
 }
 
-// TestLayersThatAreOpenMounts lays an EROFS file over folders, in and out of a user namespace, as kernels since 6.15 and as older ones want it.
-func TestLayersThatAreOpenMounts(t *testing.T) {
+// roomFor makes a room that shows dir, if there is to be one. A kernel before 6.15 wants one.
+func roomFor(t *testing.T, wanted bool, dir string) *Room {
+	t.Helper()
+	if !wanted {
+		if err := TakesOpenLayers(t.TempDir(), t.TempDir()); err != nil {
+			t.Skip("this kernel wants layers to have a place:", err)
+		}
+		return nil
+	}
+	room, err := OpenRoom(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := room.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if data, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(data), " tmpfs layers ") {
+		t.Errorf("the room is seen from outside: %s, %v", data, err)
+	}
+	return room
+}
+
+// mappedNS is the path of a user namespace whose IDs begin at 1 << 20.
+func mappedNS(t *testing.T) string {
+	t.Helper()
 	ns, err := userns.Open(userns.Mapping{UIDs: userns.Range{Host: 1 << 20, Size: 65536}, GIDs: userns.Range{Host: 1 << 20, Size: 65536}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close()
-	for _, attach := range []bool{false, true} {
-		for shift, path := range map[int]string{0: "", 1 << 20: fmt.Sprintf("/proc/self/fd/%d", ns.Fd())} {
-			t.Run(fmt.Sprintf("attached %t shifted %d", attach, shift), func(t *testing.T) {
-				blob, err := OpenEROFS(emptyBlob(t))
+	t.Cleanup(func() { ns.Close() })
+	return fmt.Sprintf("/proc/self/fd/%d", ns.Fd())
+}
+
+// TestLayersThatAreOpenMounts lays an EROFS file over folders, in and out of a user namespace, as kernels since 6.15 and as older ones want it.
+func TestLayersThatAreOpenMounts(t *testing.T) {
+	for _, inRoom := range []bool{false, true} {
+		for shift, path := range map[int]string{0: "", 1 << 20: mappedNS(t)} {
+			t.Run(fmt.Sprintf("in a room %t shifted %d", inRoom, shift), func(t *testing.T) {
+				writable := t.TempDir()
+				room := roomFor(t, inRoom, writable)
+				blob, err := ErofsLayer(emptyBlob(t), room)
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer blob.Close()
-				folders, o := layered(t), Overlay{Mounts: []*os.File{blob}, UserNS: path, Options: []string{"index=off", "volatile"}}
+				folders, o := layered(t), Overlay{Mounts: []*Layer{blob}, Room: room, UserNS: path, Options: []string{"index=off", "volatile"}}
 				for _, name := range folders.Layers {
 					f, err := os.Open(filepath.Join(folders.Root, name))
 					if err != nil {
 						t.Fatal(err)
 					}
 					defer f.Close()
-					o.Mounts = append(o.Mounts, f)
+					o.Mounts = append(o.Mounts, FolderLayer(f))
 				}
-				writable := t.TempDir()
 				o.Upper, o.Work = filepath.Join(writable, "upper"), filepath.Join(writable, "work")
 				for _, dir := range []string{o.Upper, o.Work} {
 					if err := os.Mkdir(dir, 0o755); err != nil {
@@ -59,7 +90,7 @@ func TestLayersThatAreOpenMounts(t *testing.T) {
 					}
 				}
 				at := place(t)
-				if err := o.on(at, attach); err != nil {
+				if err := o.On(at); err != nil {
 					t.Fatal(err)
 				}
 				if err := blob.Close(); err != nil { // the overlay keeps its layers
@@ -86,7 +117,7 @@ func TestWhatIsNoEROFSIsNotMounted(t *testing.T) {
 	if err := os.WriteFile(file, make([]byte, 8192), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := OpenEROFS(file); err == nil {
+	if m, err := ErofsLayer(file, nil); err == nil {
 		m.Close()
 		t.Error("zeros are mounted")
 	}

@@ -19,8 +19,10 @@ type Overlay struct {
 	// Root is the folder, on one file system; Layers are names in its folder Dir, topmost first. They may be links to other places in Root.
 	Root, Dir string
 	Layers    []string
-	// Mounts are the layers instead of these: open mounts or folders, topmost first. They stay the caller's.
-	Mounts []*os.File
+	// Mounts are the layers instead of these, open, topmost first. They stay the caller's.
+	Mounts []*Layer
+	// Room is where Mounts are laid over each other, for kernels that want that (TakesOpenLayers).
+	Room *Room
 	// Upper and Work make it writable.
 	Upper, Work string
 	Options     []string
@@ -40,7 +42,7 @@ func (o Overlay) On(target string) error { return o.on(target, false) }
 // on tries without showing the mapped layers anywhere first (Linux 6.15), unless attach says to do as older kernels need it.
 func (o Overlay) on(target string, attach bool) error {
 	if len(o.Mounts) > 0 {
-		return o.onMounts(target, attach)
+		return o.onMounts(target)
 	}
 	layers, err := o.openLayers()
 	if err != nil {

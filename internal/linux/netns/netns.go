@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/linux/thread"
 	"github.com/berth-run/berth/internal/linux/userns"
 )
 
@@ -71,7 +72,7 @@ func (r Request) create(pinned *[]string) error {
 		flags |= cloneFlags[kind]
 	}
 	if r.Mapping == nil {
-		return onThread(func() (bool, error) {
+		return thread.Run(func() (bool, error) {
 			if err := unix.Unshare(flags); err != nil {
 				return true, fmt.Errorf("unshare namespaces: %w", err)
 			}
@@ -80,7 +81,7 @@ func (r Request) create(pinned *[]string) error {
 	}
 	return userns.With(*r.Mapping, uintptr(flags), func(pid int) error {
 		from := "/proc/" + strconv.Itoa(pid) + "/ns/"
-		return onThread(func() (bool, error) {
+		return thread.Run(func() (bool, error) {
 			if err := r.enter(from); err != nil {
 				return false, err
 			}

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/linux/thread"
 )
 
 func pinsIn(dir string) map[Kind]string {
@@ -53,7 +55,7 @@ func wantNoMount(t testing.TB, path string) {
 // inside runs fn in all three namespaces.
 func inside(t *testing.T, pins map[Kind]string, fn func() error) {
 	t.Helper()
-	err := onThread(func() (bool, error) {
+	err := thread.Run(func() (bool, error) {
 		for kind, path := range pins {
 			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {

@@ -3,11 +3,11 @@
 package netns
 
 import (
-	"errors"
 	"fmt"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/linux/thread"
 )
 
 // Do runs fn inside the network namespace pinned at path. The namespace is that of fn's goroutine alone: what fn
@@ -25,7 +25,7 @@ func Do(path string, fn func() error) error {
 	if st.Type != unix.NSFS_MAGIC {
 		return fmt.Errorf("enter network namespace %s: %w", path, ErrNotPinned)
 	}
-	return onThread(func() (bool, error) { return visit(fd, path, fn) })
+	return thread.Run(func() (bool, error) { return visit(fd, path, fn) })
 }
 
 // visit tells whether the thread is back where it was, and so may serve others again.
@@ -40,47 +40,4 @@ func visit(fd int, path string, fn func() error) (home bool, err error) {
 	}
 	err = fn()
 	return unix.Setns(back, unix.CLONE_NEWNET) == nil, err
-}
-
-// outcome is how a function on a foreign thread ended.
-type outcome struct {
-	err      error
-	panicked any
-}
-
-// onThread runs fn on an OS thread that nobody else uses meanwhile. When fn answers false, panics or ends its
-// goroutine, the thread is in an unknown namespace and ends with the goroutine: it never runs other code.
-func onThread(fn func() (home bool, err error)) error {
-	done := make(chan outcome, 1)
-	go enlist(fn, done)
-	o := <-done
-	if o.panicked != nil {
-		panic(o.panicked)
-	}
-	return o.err
-}
-
-func enlist(fn func() (bool, error), done chan<- outcome) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The main thread cannot end, Go would park it in the foreign namespace for ever, and /proc/self/ns
-		// would show that to everybody. While it is held here, the next goroutine gets another thread.
-		next := make(chan outcome, 1)
-		go enlist(fn, next)
-		done <- <-next
-		runtime.UnlockOSThread()
-		return
-	}
-	o := outcome{err: errors.New("run in namespace: the function ended its goroutine")}
-	home := false
-	defer func() {
-		if !home {
-			o.panicked = recover()
-		}
-		done <- o
-		if home {
-			runtime.UnlockOSThread()
-		}
-	}()
-	home, o.err = fn()
 }

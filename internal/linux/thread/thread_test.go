@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package netns
+package thread
 
 import (
 	"fmt"
@@ -45,4 +45,41 @@ func checkMainThread() error {
 		err = fmt.Errorf("the process moved from %s to %s", before, after)
 	}
 	return err
+}
+
+func TestAThreadThatIsElsewhereServesNobodyElse(t *testing.T) {
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := Run(func() (bool, error) { return false, unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
+			t.Fatal(err)
+		}
+		err := Run(func() (bool, error) {
+			now, err := os.Readlink("/proc/thread-self/ns/net")
+			if err == nil && now != before {
+				err = fmt.Errorf("the thread is in %s, the process in %s", now, before)
+			}
+			return true, err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAPanicIsItsCallers(t *testing.T) {
+	defer func() {
+		if p := recover(); p != "here" {
+			t.Errorf("got %v", p)
+		}
+	}()
+	t.Error(Run(func() (bool, error) { panic("here") }))
+}
+
+func TestAGoroutineThatEndsIsAnError(t *testing.T) {
+	if err := Run(func() (bool, error) { runtime.Goexit(); return true, nil }); err == nil {
+		t.Error("no error")
+	}
 }
