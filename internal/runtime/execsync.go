@@ -86,7 +86,7 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	defer stdout.close()
 	defer stderr.close()
 
-	code, err := s.execToEnd(ctx, id, req, launched)
+	code, started, err := s.execToEnd(ctx, id, req, launched)
 	drained, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
 	result := ExecResult{ExitCode: code}
@@ -94,11 +94,14 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	result.Stdout, cut[0] = stdout.finish(drained)
 	result.Stderr, cut[1] = stderr.finish(drained)
 	result.Truncated = cut[0] || cut[1]
+	if started { // only now: output that is still on its way would be forgotten, too
+		s.forgetExec(context.WithoutCancel(ctx), id, req.ID)
+	}
 	return result, translate("exec in", id, err)
 }
 
-// execToEnd starts the command, says so to launched, and sees to it that it has ended, and that the shim has forgotten it, on return.
-func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launched func()) (code int, err error) {
+// execToEnd starts the command, says so to launched, and sees to it that it has ended on return. If it was started and has ended, the shim is to forget it.
+func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launched func()) (code int, started bool, err error) {
 	// The calls go on while ctx has ended but the command has not.
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -135,16 +138,13 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launch
 			case <-kill.Done():
 				timer.Stop()
 				// The cause alone is for errors.Is: the shim's trouble must not pass for the exec's.
-				return 0, fmt.Errorf("%w; whether it has ended is not known: %s", context.Cause(ctx), errors.Join(killErr, kill.Err()).Error())
+				return 0, false, fmt.Errorf("%w; whether it has ended is not known: %s", context.Cause(ctx), errors.Join(killErr, kill.Err()).Error())
 			}
 			timer.Stop()
 		}
 		o.err = context.Cause(ctx)
 	}
-	if o.started {
-		s.forgetExec(calls, id, req.ID)
-	}
-	return o.code, o.err
+	return o.code, o.started, o.err
 }
 
 func (s *Shim) exec(ctx context.Context, id string, req ExecRequest) error {

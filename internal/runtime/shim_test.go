@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -370,6 +371,31 @@ func TestExecSyncDoesNotWaitForAStreamThatStaysOpen(t *testing.T) {
 	if err != nil || string(result.Stdout) != "out" || time.Since(begin) > drainLimit+5*time.Second {
 		t.Errorf("%+v, %v after %s", result, err, time.Since(begin))
 	}
+}
+
+// TestOutputThatComesAfterTheExitIsKept: the shim makes an exit known at once, and an exec that is forgotten says nothing more.
+func TestOutputThatComesAfterTheExitIsKept(t *testing.T) {
+	leakCheck(t)
+	r := newRuntime(t, Config{})
+	f := listenAs(t, r).serve()
+	var late sync.WaitGroup
+	execOn(f, func(stdout, stderr net.Conn) uint32 {
+		stderr.Close()
+		late.Go(func() {
+			time.Sleep(50 * time.Millisecond)
+			stdout.Write([]byte("late"))
+			stdout.Close()
+		})
+		return 0
+	})
+	f.delete = func(req *task.DeleteRequest) error {
+		return f.streams[shimapi.StreamHeader{ID: req.Id, ExecID: req.ExecId, Stream: shimapi.Stdout}].Close()
+	}
+	result, err := f.connect(r).ExecSync(timeout(t, 20*time.Second), "c", ExecRequest{})
+	if err != nil || string(result.Stdout) != "late" || result.Truncated {
+		t.Errorf("%+v, %v", result, err)
+	}
+	late.Wait()
 }
 
 func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {

@@ -80,6 +80,25 @@ func TestExecMovesManyBytesBothWays(t *testing.T) {
 	s.deleteExec(id, e)
 }
 
+// TestLastOutputOutlivesTheDeletionOfItsExec deletes execs as soon as they have ended.
+func TestLastOutputOutlivesTheDeletionOfItsExec(t *testing.T) {
+	s := startShim(t)
+	id := s.run(testContainer{script: "sleep 1000"})
+	for i := range 10 {
+		var all []*testExec
+		for range 2 {
+			all = append(all, s.exec(id, false, fmt.Sprintf("echo %d", i)))
+		}
+		for _, e := range all {
+			s.wait(id, e.id)
+			s.deleteExec(id, e)
+			if got := s.receive(e.stdout, 10*time.Second); got != fmt.Sprintln(i) {
+				t.Fatalf("exec %d said %q", i, got)
+			}
+		}
+	}
+}
+
 func TestExecOutputWaitsForASlowClient(t *testing.T) {
 	s := startShim(t)
 	id := s.run(testContainer{script: "sleep 1000"})

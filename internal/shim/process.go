@@ -3,6 +3,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -202,14 +203,25 @@ func (p *process) allPumps() []*pump {
 // settle waits until what the process wrote before it ended is where it belongs; not for ever, and not for
 // what other holders of its streams will write.
 func (p *process) settle() {
-	limit := time.NewTimer(settleLimit)
-	defer limit.Stop()
+	limit, cancel := context.WithTimeout(context.Background(), settleLimit)
+	defer cancel()
 	pumps := p.allPumps()
 	for _, pump := range pumps {
 		pump.drain()
 	}
 	for _, pump := range pumps {
-		pump.settled(limit.C)
+		pump.settled(limit.Done())
+	}
+}
+
+// emptyOutputs waits until what the process wrote before it ended is with its clients; not for ever. The pumps have been told to drain.
+func (p *process) emptyOutputs() {
+	limit, cancel := context.WithTimeout(context.Background(), outputLimit)
+	defer cancel()
+	for _, pump := range p.allPumps() {
+		if _, ok := pump.sink.(*stdinSink); !ok {
+			pump.settled(limit.Done())
+		}
 	}
 }
 

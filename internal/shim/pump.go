@@ -100,8 +100,8 @@ func (p *pump) stop() {
 // wake interrupts a read; on a closed source there is none.
 func (p *pump) wake() { _ = p.source.SetReadDeadline(time.Unix(1, 0)) }
 
-// settled waits until all is in the sink that was written before drain, at most for the given time.
-func (p *pump) settled(limit <-chan time.Time) {
+// settled waits until all is in the sink that was written before drain, or limit is closed.
+func (p *pump) settled(limit <-chan struct{}) {
 	select {
 	case <-p.quiet:
 	case <-p.ended:
