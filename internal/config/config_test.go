@@ -57,6 +57,9 @@ func TestDefaultsNamesThatOthersBuildOn(t *testing.T) {
 			t.Errorf("default %q, want %q", got[0], got[1])
 		}
 	}
+	if len(c.Hooks.Dirs) > 0 || c.NRI.Enable || len(c.NRI.RequiredPlugins)+len(c.NRI.Reject) > 0 || c.NRI.TolerateMissing != "" {
+		t.Errorf("hooks and plugins are on by default: %+v, %+v", c.Hooks, c.NRI)
+	}
 }
 
 // commented is a setting of the default file that is switched off.

@@ -173,7 +173,7 @@ var keys = []key{
 	{path: "tracing.ca_file", doc: "CAs (PEM), one of which must have signed the collector's certificate. Empty: those that the system trusts.",
 		at: func(c *Config, _ string) any { return &c.Tracing.CAFile }, check: optional(folder)},
 
-	{path: "hooks.dirs", doc: "Folders with OCI hooks (schema 1.0.0, as for CRI-O and podman), as [\"/etc/containers/oci/hooks.d\"]; a file replaces an earlier folder's. Empty: no hooks.",
+	{path: "hooks.dirs", doc: "Folders with OCI hooks (schemas 1.0.0 and 0.1.0, as for CRI-O and podman), as [\"/etc/containers/oci/hooks.d\"]; a file replaces an earlier folder's. Empty: no hooks.",
 		at: func(c *Config, _ string) any { return &c.Hooks.Dirs }, check: folders},
 
 	{path: "cdi.spec_dirs", doc: "Folders with descriptions of CDI devices; those of a later one count more. They may be missing.",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hooksd reads OCI hooks directories, schema 1.0.0, as CRI-O and podman do (oci-hooks(5)), and puts the hooks that match a container into
+// Package hooksd reads OCI hooks directories, schemas 1.0.0 and 0.1.0, as CRI-O and podman do (oci-hooks(5)), and puts the hooks that match a container into
 // its spec. Only the daemon uses it.
 package hooksd
 
@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -52,6 +51,9 @@ type when struct {
 	Annotations   map[string]string `json:"annotations"`
 	Commands      []string          `json:"commands"`
 	HasBindMounts *bool             `json:"hasBindMounts"`
+
+	// any: one of the conditions is enough, as in schema 0.1.0.
+	any bool
 
 	annotations []pair
 	commands    []*regexp.Regexp
@@ -128,22 +130,37 @@ func parse(data []byte) (*file, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("it has more than %d bytes", maxFile)
 	}
-	var f file
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
+	var schema struct {
+		Version string `json:"version"`
+	}
+	if err := json.Unmarshal(data, &schema); err != nil {
 		return nil, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the object")
+	switch schema.Version {
+	case version:
+		f := &file{}
+		if err := decode(data, f); err != nil {
+			return nil, err
+		}
+		return f, f.validate()
+	case oldVersion, "":
+		old := &oldFile{}
+		if err := decode(data, old); err != nil {
+			return nil, err
+		}
+		return old.current()
 	}
-	return &f, f.validate()
+	return nil, fmt.Errorf("version %q is not known here; %s and %s are", schema.Version, version, oldVersion)
+}
+
+func decode(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
 }
 
 func (f *file) validate() error {
 	switch {
-	case f.Version != version:
-		return fmt.Errorf("version %q is not known here; %s is", f.Version, version)
 	case !filepath.IsAbs(f.Hook.Path):
 		return fmt.Errorf("hook.path %q is not absolute", f.Hook.Path)
 	case f.Hook.Timeout != nil && *f.Hook.Timeout <= 0:
@@ -185,23 +202,28 @@ func (w *when) compile() error {
 }
 
 func (w *when) match(s *specs.Spec, c Container) bool {
-	if w.Always != nil && !*w.Always || w.HasBindMounts != nil && *w.HasBindMounts != c.HasBindMounts {
-		return false
+	var held []bool
+	if w.Always != nil {
+		held = append(held, *w.Always)
+	}
+	if w.HasBindMounts != nil {
+		held = append(held, *w.HasBindMounts && c.HasBindMounts) // there is no asking for those without
 	}
 	for _, p := range w.annotations {
 		there := false
 		for key, value := range c.Annotations {
 			there = there || p.key.MatchString(key) && p.value.MatchString(value)
 		}
-		if !there {
-			return false
-		}
+		held = append(held, there)
 	}
-	if len(w.commands) == 0 {
-		return true
+	if len(w.commands) > 0 {
+		held = append(held, s.Process != nil && len(s.Process.Args) > 0 &&
+			slices.ContainsFunc(w.commands, func(r *regexp.Regexp) bool { return r.MatchString(s.Process.Args[0]) }))
 	}
-	return s.Process != nil && len(s.Process.Args) > 0 &&
-		slices.ContainsFunc(w.commands, func(r *regexp.Regexp) bool { return r.MatchString(s.Process.Args[0]) })
+	if w.any {
+		return slices.Contains(held, true)
+	}
+	return !slices.Contains(held, false)
 }
 
 func add(s *specs.Spec, f *file) {

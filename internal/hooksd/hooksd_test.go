@@ -28,18 +28,22 @@ func TestHooksThatMatchAreAdded(t *testing.T) {
 		container Container
 		want      bool
 	}{
-		"always":                        {`"always":true`, Container{}, true},
-		"never":                         {`"always":false`, Container{}, false},
-		"annotation":                    {`"annotations":{"^a\\.b$":"^y"}`, Container{Annotations: map[string]string{"a.b": "yes"}}, true},
-		"annotation of another value":   {`"annotations":{"^a\\.b$":"^y"}`, Container{Annotations: map[string]string{"a.b": "no", "c": "y"}}, false},
-		"one annotation of two":         {`"annotations":{"^a$":".","^b$":"."}`, Container{Annotations: map[string]string{"a": "1"}}, false},
-		"command":                       {`"commands":["^/no$",".*/tool$"]`, Container{}, true},
-		"another command":               {`"commands":["^tool$"]`, Container{}, false},
-		"bind mounts":                   {`"hasBindMounts":true`, Container{HasBindMounts: true}, true},
-		"no bind mounts":                {`"hasBindMounts":true`, Container{}, false},
-		"one condition of two":          {`"always":true,"hasBindMounts":true`, Container{}, false},
-		"all conditions":                {`"always":true,"commands":["tool"],"hasBindMounts":true`, Container{HasBindMounts: true}, true},
-		"wanted are those without them": {`"hasBindMounts":false`, Container{}, true},
+		"always":                               {`"always":true`, Container{}, true},
+		"never":                                {`"always":false`, Container{}, false},
+		"annotation":                           {`"annotations":{"^a\\.b$":"^y"}`, Container{Annotations: map[string]string{"a.b": "yes"}}, true},
+		"annotation of another value":          {`"annotations":{"^a\\.b$":"^y"}`, Container{Annotations: map[string]string{"a.b": "no", "c": "y"}}, false},
+		"one annotation of two":                {`"annotations":{"^a$":".","^b$":"."}`, Container{Annotations: map[string]string{"a": "1"}}, false},
+		"command":                              {`"commands":["^/no$",".*/tool$"]`, Container{}, true},
+		"another command":                      {`"commands":["^tool$"]`, Container{}, false},
+		"bind mounts":                          {`"hasBindMounts":true`, Container{HasBindMounts: true}, true},
+		"no bind mounts":                       {`"hasBindMounts":true`, Container{}, false},
+		"one condition of two":                 {`"always":true,"hasBindMounts":true`, Container{}, false},
+		"all conditions":                       {`"always":true,"commands":["tool"],"hasBindMounts":true`, Container{HasBindMounts: true}, true},
+		"bind mounts that are not wanted":      {`"hasBindMounts":false`, Container{HasBindMounts: true}, false},
+		"no bind mounts, which are not wanted": {`"hasBindMounts":false`, Container{}, false}, // CRI-O and podman have no such condition
+		"always, and no bind mounts":           {`"always":true,"hasBindMounts":false`, Container{}, false},
+		"a value by its beginning":             {`"annotations":{"a":"^y"}`, Container{Annotations: map[string]string{"xay": "yes"}}, true},
+		"a key of one annotation and the value of another": {`"annotations":{"^a$":"^1$"}`, Container{Annotations: map[string]string{"a": "2", "b": "1"}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -52,6 +56,41 @@ func TestHooksThatMatchAreAdded(t *testing.T) {
 				t.Errorf("added %t: %+v", got, s.Hooks)
 			}
 		})
+	}
+}
+
+// TestOldHooksThatMatchAreAdded is about schema 0.1.0: any condition is enough.
+func TestOldHooksThatMatchAreAdded(t *testing.T) {
+	for name, c := range map[string]struct {
+		conditions string
+		container  Container
+		want       bool
+	}{
+		"command":                   {`"cmds":["tool$"]`, Container{}, true},
+		"command by its other name": {`"cmd":["^/no","tool$"]`, Container{}, true},
+		"another command":           {`"cmds":["^tool$"]`, Container{}, false},
+		"annotation":                {`"annotations":["^no$","^y"]`, Container{Annotations: map[string]string{"any": "yes"}}, true},
+		"annotation of its other name, another value": {`"annotation":["^y"]`, Container{Annotations: map[string]string{"y": "no"}}, false},
+		"bind mounts":           {`"hasbindmounts":true`, Container{HasBindMounts: true}, true},
+		"no bind mounts":        {`"hasbindmounts":true`, Container{}, false},
+		"one condition of two":  {`"cmds":["tool"],"hasbindmounts":true`, Container{}, true},
+		"no condition of three": {`"cmds":["other"],"annotations":["a"],"hasbindmounts":true`, Container{}, false},
+	} {
+		for _, version := range []string{`"version":"0.1.0",`, ``} {
+			dir := t.TempDir()
+			write(t, dir, "h.json", `{`+version+`"hook":"/bin/sh","arguments":["-c","x"],"stage":["prestart","poststop"],`+c.conditions+`}`)
+			s := &specs.Spec{Process: &specs.Process{Args: []string{"/usr/bin/tool", "arg"}}}
+			if err := Inject([]string{dir}, s, c.container); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			got := s.Hooks != nil && len(*hooksOf(s.Hooks, "prestart")) == 1 && len(s.Hooks.Poststop) == 1
+			if got != c.want {
+				t.Errorf("%s: added %t: %+v", name, got, s.Hooks)
+			}
+			if got && strings.Join(s.Hooks.Poststop[0].Args, " ") != "/bin/sh -c x" {
+				t.Errorf("%s: arguments %q", name, s.Hooks.Poststop[0].Args)
+			}
+		}
 	}
 }
 
@@ -77,22 +116,30 @@ func TestLaterDirectoriesReplaceAndNamesGiveTheOrder(t *testing.T) {
 
 func TestWhatCannotBeReadIsAnError(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"garbage":         {"x", "invalid character"},
-		"half":            {`{"version":`, "unexpected"},
-		"two":             {hook("x", `"always":true`, `"poststop"`) + "{}", "follows"},
-		"older version":   {`{"version":"0.1.0"}`, `version "0.1.0"`},
-		"no stage":        {hook("x", `"always":true`, ``), "stages is missing"},
-		"unknown stage":   {hook("x", `"always":true`, `"later"`), `stage "later"`},
-		"no condition":    {hook("x", ``, `"poststop"`), "no condition"},
-		"unknown field":   {hook("x", `"alway":true`, `"poststop"`), "unknown field"},
-		"bad key":         {hook("x", `"annotations":{"(":"."}`, `"poststop"`), "when.annotations"},
-		"bad value":       {hook("x", `"annotations":{".":"("}`, `"poststop"`), "when.annotations"},
-		"bad command":     {hook("x", `"commands":["("]`, `"poststop"`), "when.commands"},
-		"relative":        {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "sh", 1), "not absolute"},
-		"missing program": {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "/no/such", 1), "/no/such"},
-		"no program":      {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "/etc/passwd", 1), "no program"},
-		"timeout":         {strings.Replace(hook("x", `"always":true`, `"poststop"`), `"args"`, `"timeout":0,"args"`, 1), "timeout"},
-		"too long":        {`{"version":"` + strings.Repeat("1", maxFile) + `"}`, "bytes"},
+		"garbage":               {"x", "invalid character"},
+		"half":                  {`{"version":`, "unexpected"},
+		"two":                   {hook("x", `"always":true`, `"poststop"`) + "{}", "after top-level value"},
+		"older version":         {`{"version":"0.0.1"}`, `version "0.0.1"`},
+		"later version":         {`{"version":"2.0.0"}`, `version "2.0.0"`},
+		"no object":             {`[]`, "cannot unmarshal"},
+		"old, no hook":          {`{"stages":["prestart"],"cmds":["x"]}`, "hook is missing"},
+		"old, no stage":         {`{"hook":"/bin/sh","cmds":["x"]}`, "stages is missing"},
+		"old, two names":        {`{"hook":"/bin/sh","stages":["prestart"],"stage":["prestart"],"cmds":["x"]}`, "both stage and stages"},
+		"old, no condition":     {`{"hook":"/bin/sh","stages":["prestart"]}`, "no condition"},
+		"old with a new field":  {`{"version":"0.1.0","hook":"/bin/sh","stages":["prestart"],"when":{"always":true}}`, "unknown field"},
+		"new with an old field": {`{"version":"1.0.0","hook":{"path":"/bin/sh"},"when":{"always":true},"stages":["prestart"],"cmds":["x"]}`, "unknown field"},
+		"no stage":              {hook("x", `"always":true`, ``), "stages is missing"},
+		"unknown stage":         {hook("x", `"always":true`, `"later"`), `stage "later"`},
+		"no condition":          {hook("x", ``, `"poststop"`), "no condition"},
+		"unknown field":         {hook("x", `"alway":true`, `"poststop"`), "unknown field"},
+		"bad key":               {hook("x", `"annotations":{"(":"."}`, `"poststop"`), "when.annotations"},
+		"bad value":             {hook("x", `"annotations":{".":"("}`, `"poststop"`), "when.annotations"},
+		"bad command":           {hook("x", `"commands":["("]`, `"poststop"`), "when.commands"},
+		"relative":              {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "sh", 1), "not absolute"},
+		"missing program":       {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "/no/such", 1), "/no/such"},
+		"no program":            {strings.Replace(hook("x", `"always":true`, `"poststop"`), "/bin/sh", "/etc/passwd", 1), "no program"},
+		"timeout":               {strings.Replace(hook("x", `"always":true`, `"poststop"`), `"args"`, `"timeout":0,"args"`, 1), "timeout"},
+		"too long":              {`{"version":"` + strings.Repeat("1", maxFile) + `"}`, "bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -106,6 +153,7 @@ func TestWhatCannotBeReadIsAnError(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(hook("x", `"always":true,"annotations":{"a":"b"},"commands":["c"],"hasBindMounts":true`, `"prestart"`)))
+	f.Add([]byte(`{"hook":"/bin/sh","arguments":["a"],"stage":["prestart"],"cmd":["b"],"annotation":["c"],"hasbindmounts":true}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		h, err := parse(data)
 		if err != nil {

@@ -24,6 +24,10 @@ func TestHooksOfADirectoryRun(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	old := fmt.Sprintf(`{"hook":%q,"arguments":["old"],"stages":["createRuntime"],"annotations":["^yes$"]}`, program)
+	if err := os.WriteFile(filepath.Join(dir, "old.json"), []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	k := node(t, daemon.Spec{Config: fmt.Sprintf("\n[hooks]\ndirs = [%q]\n", dir)})
 	p := k.RunPod(k.PodConfig("pod"))
 	p.Start(k.Forever("plain"))
@@ -33,8 +37,10 @@ func TestHooksOfADirectoryRun(t *testing.T) {
 	config := k.Forever("told")
 	config.Annotations["example.com/told"] = "yes"
 	c := p.Start(config)
-	if state, err := os.ReadFile(told + ".created"); err != nil || !strings.Contains(string(state), c.ID) {
-		t.Errorf("the hook was told %q, %v", state, err)
+	for _, hook := range []string{"created", "old"} {
+		if state, err := os.ReadFile(told + "." + hook); err != nil || !strings.Contains(string(state), c.ID) {
+			t.Errorf("hook %s was told %q, %v", hook, state, err)
+		}
 	}
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
