@@ -115,8 +115,13 @@ bin/containerd/containerd-shim-runc-v2: test/bench/containerd/go.mod test/bench/
 		github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 	@touch $@
 
+bin/crun/crun: hack/crun.sh
+	hack/deps.sh crun
+	@mkdir -p $(@D)
+	hack/crun.sh $(@D)
+
 .PHONY: test-handlers
-test-handlers: build bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
+test-handlers: build bin/crun/crun bin/gvisor/containerd-shim-runsc-v1 bin/containerd/containerd-shim-runc-v2 ## pods of every kind of runtime handler that is here; docs/runtime-classes.md
 	$(AS_ROOT) $(GO) test -count=1 -p 1 -timeout 30m -parallel 64 ./test/handlers/...
 
 .PHONY: test-monitoring

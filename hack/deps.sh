@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the build, the tests and the demo need from the system: `make deps`. Does nothing where all is there; on other
-# systems than Debian and Ubuntu it says what is missing. `hack/deps.sh vm` and `hack/deps.sh monitoring` are
-# for `make test-vm` and `make test-monitoring`, too.
+# systems than Debian and Ubuntu it says what is missing. `hack/deps.sh vm`, `hack/deps.sh crun` and `hack/deps.sh monitoring` are
+# for `make test-vm`, `make test-handlers` and `make test-monitoring`, too.
 set -euo pipefail
 
 # A need is "what proves it|its Debian package|what it is for".
@@ -26,6 +26,9 @@ if [ "${1:-}" = vm ]; then
 		"mke2fs|e2fsprogs|making the machine's disk"
 		"qemu-system-x86_64|qemu-system-x86|running the machine"
 	)
+fi
+if [ "${1:-}" = crun ]; then
+	needs+=("patchelf|patchelf|running Debian trixie's crun elsewhere")
 fi
 if [ "${1:-}" = monitoring ]; then
 	needs+=("promtool|prometheus|testing rules and dashboards")

@@ -30,7 +30,7 @@ func (d *daemon) can(handler string) abilities {
 	a := abilities{recursiveReadOnly: f.RecursiveReadOnlyMounts && mount.CanSetRecursively(), mappedMounts: f.IDMapMounts,
 		withoutUserNamespaces: d.withoutUserNamespaces()}
 	if !f.UserNamespaces {
-		a.withoutUserNamespaces = fmt.Errorf("the OCI runtime of handler %q says that it has no user namespaces with mapped mounts", handler)
+		a.withoutUserNamespaces = fmt.Errorf("the OCI runtime of handler %q enters no user namespaces, or has no mapped mounts", handler)
 	}
 	return a
 }

@@ -31,6 +31,7 @@ func openHandler(name string, r *config.Runtime, shim, driver string) (runtime.H
 		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] path: %w", name, err)
 	}
 	h := runtime.Handler{Name: name, Path: path, Args: slices.Clone(r.Options), Root: r.Root, SystemdCgroup: systemd}
+	h.EntersNoUserNamespace = strings.Contains(filepath.Base(path), "runsc") // its program cannot: setns(2) refuses processes of several threads
 	runsc := r.Type == "oci" && strings.HasPrefix(filepath.Base(path), "runsc")
 	sandboxed := r.Type == "shim" || runsc
 	h.Native = !sandboxed

@@ -34,7 +34,7 @@ type Version struct {
 type Features struct {
 	// RecursiveReadOnlyMounts: it knows the mount option "rro".
 	RecursiveReadOnlyMounts bool
-	// UserNamespaces: it makes user namespaces and can map the owners of a root file system by its mount.
+	// UserNamespaces: it enters user namespaces and can map the owners of a root file system by its mount.
 	UserNamespaces bool
 	// IDMapMounts: it maps the owners of single mounts.
 	IDMapMounts bool
@@ -75,7 +75,11 @@ func (r *Runtime) Features(ctx context.Context, handler string) (Features, error
 	if err != nil {
 		return Features{}, err
 	}
-	return answer.(Features), nil
+	f := answer.(Features)
+	if h, err := r.Handler(handler); err == nil && h.EntersNoUserNamespace {
+		f.UserNamespaces = false
+	}
+	return f, nil
 }
 
 // ask runs the binary once, however many ask. It outlives the first who asked, for the sake of the others.

@@ -61,6 +61,8 @@ type Handler struct {
 	Program string
 	// Sandboxed: Program is runsc, which reaches ports inside its sandboxes by `port-forward`.
 	Sandboxed bool
+	// EntersNoUserNamespace: it has user namespaces of its own making only (gVisor), and a pod's is there before it.
+	EntersNoUserNamespace bool
 }
 
 // Runtime starts and finds shims. It is safe for concurrent use; calls about one and the same sandbox's

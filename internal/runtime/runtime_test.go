@@ -106,6 +106,14 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
+func TestARuntimeThatEntersNoUserNamespaceHasNone(t *testing.T) {
+	says := script(t, `echo '{"mountOptions":["rro"],"linux":{"namespaces":["user"],"mountExtensions":{"idmap":{"enabled":true}}}}'`)
+	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: says, EntersNoUserNamespace: true}}})
+	if f, err := r.Features(timeout(t, 5*time.Second), "runc"); err != nil || f.UserNamespaces || !f.IDMapMounts || !f.RecursiveReadOnlyMounts {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
 func TestABinaryThatHangsIsWaitedForNoLongerThanTheCaller(t *testing.T) {
 	healed := filepath.Join(t.TempDir(), "healed")
 	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: script(t, "until [ -e "+healed+" ]; do sleep 0.05; done; echo runc version 1")}}})

@@ -34,11 +34,16 @@ func good(k *kubelet.Kubelet) *kubelet.Container {
 
 func TestShimsThatDoNotStart(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"a later version": {`[ $last = start ] && echo '{"version":9,"address":"unix:///x","protocol":"ttrpc"}'; exit 0`, "version 9 of the shim protocol; 2 and 3"},
-		"garbage":         {`[ $last = start ] && echo hello; exit 0`, `"hello" is no address`},
-		"nobody listens":  {`[ $last = start ] && echo unix:///no/such/socket; exit 0`, "/no/such/socket"},
-		"words":           {`echo no hardware >&2; exit 3`, "no hardware"},
-		"killed":          {`kill -9 $$`, "signal: killed"},
+		"a later version":  {`[ $last = start ] && echo '{"version":9,"address":"unix:///x","protocol":"ttrpc"}'; exit 0`, "version 9 of the shim protocol; 2 and 3"},
+		"an earlier one":   {`[ $last = start ] && echo '{"version":1,"address":"unix:///x"}'; exit 0`, "version 1 of the shim protocol; 2 and 3"},
+		"no version":       {`[ $last = start ] && echo '{"address":"unix:///x"}'; exit 0`, "version 0 of the shim protocol; 2 and 3"},
+		"gRPC":             {`[ $last = start ] && echo '{"version":3,"address":"unix:///x","protocol":"grpc"}'; exit 0`, "it speaks grpc; only ttrpc"},
+		"a virtual socket": {`[ $last = start ] && echo '{"version":3,"address":"vsock://3:1024","protocol":"ttrpc"}'; exit 0`, "is not a unix socket's"},
+		"half an object":   {`[ $last = start ] && echo '{"version":3,'; exit 0`, "is no address"},
+		"garbage":          {`[ $last = start ] && echo hello; exit 0`, `"hello" is no address`},
+		"nobody listens":   {`[ $last = start ] && echo unix:///no/such/socket; exit 0`, "/no/such/socket"},
+		"words":            {`echo no hardware >&2; exit 3`, "no hardware"},
+		"killed":           {`kill -9 $$`, "signal: killed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -134,11 +134,14 @@ func crunRuns(path string) bool {
 	return exec.Command(path, "features").Run() == nil
 }
 
-// crunHere is BERTH_TEST_CRUN, or crun in PATH; empty: none. On the hybrid cgroup layout, which crun refuses, it sees the machine without the hierarchy of
+// crunHere is BERTH_TEST_CRUN, or the one that make has fetched, or crun in PATH; empty: none. On the hybrid cgroup layout, which crun refuses, it sees the machine without the hierarchy of
 // version 2, by a script in its place.
 func crunHere() string {
 	path := os.Getenv("BERTH_TEST_CRUN")
 	if path == "" {
+		path = filepath.Join(binDir, "crun/crun")
+	}
+	if _, err := os.Stat(path); err != nil {
 		path, _ = exec.LookPath("crun") // none
 	}
 	const unified = "/sys/fs/cgroup/unified"
