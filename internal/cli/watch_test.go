@@ -3,9 +3,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +113,26 @@ func (f *fakeCRI) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandbo
 	return out, nil
 }
 
+// inOrder compares rows of a table by a column, the highest number first; -1: by all of them, as texts.
+func inOrder(t *testing.T, column int) func(a, b string) int {
+	if column < 0 {
+		return strings.Compare
+	}
+	number := func(row string) float64 {
+		text := strings.Fields(row)[column]
+		digits := strings.TrimRight(text, "kMGiB")
+		n, err := strconv.ParseFloat(digits, 64)
+		if err != nil {
+			t.Errorf("%s in %s: %v", text, row, err)
+		}
+		if strings.HasPrefix(text[len(digits):], "k") {
+			n *= 1000
+		}
+		return n
+	}
+	return func(a, b string) int { return cmp.Compare(number(b), number(a)) }
+}
+
 func TestTopShowsRatesAndSorts(t *testing.T) {
 	f := populated(t)
 	got := f.berth(t, "top", "-n", "2", "-d", "100ms")
@@ -133,6 +156,16 @@ func TestTopShowsRatesAndSorts(t *testing.T) {
 	got = f.berth(t, "top", "-n", "1", "--sort", "memory")
 	if lines := strings.Split(got.out, "\n"); len(lines) < 3 || !strings.Contains(lines[2], "10MiB") || !strings.Contains(lines[2], "64MiB") {
 		t.Errorf("got\n%s", got.out)
+	}
+	for i, c := range f.containers {
+		c.Metadata.Attempt = uint32(i) // the one that was made last was restarted most
+	}
+	for by, column := range map[string]int{"cpu": 3, "memory": 4, "network": 6, "restarts": 8, "name": -1} {
+		got := f.berth(t, "top", "-n", "2", "-d", "100ms", "--sort", by)
+		rows := strings.Split(strings.TrimSpace(got.out[strings.LastIndex(got.out, "RESTARTS\n")+len("RESTARTS\n"):]), "\n")
+		if len(rows) < 2 || !slices.IsSortedFunc(rows, inOrder(t, column)) {
+			t.Errorf("by %s:\n%s", by, strings.Join(rows, "\n"))
+		}
 	}
 	for args, want := range map[string]string{"top --sort x": `--sort "x" is not one of`, "top -d 1ms": "--interval 1ms: is shorter", "top -n x": "invalid argument"} {
 		if got := f.berth(t, strings.Fields(args)...); got.code != 1 || !strings.Contains(got.err, want) {

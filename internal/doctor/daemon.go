@@ -8,11 +8,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -163,59 +161,4 @@ func remedy(stage string) string {
 		}
 	}
 	return "see the daemon's log; /debug/pprof/goroutine?debug=2 of the debug endpoint tells where it waits"
-}
-
-// checkLeftOver compares what is pinned and recorded on disk with the pods that the daemon knows.
-func (d *Doctor) checkLeftOver(ctx context.Context, r report) {
-	if d.client == nil {
-		return
-	}
-	list, err := d.client.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		code := status.Code(err)
-		if code != codes.Unimplemented {
-			r.fail("see the daemon's log", "pods cannot be listed: %v", status.Convert(err).Message())
-		}
-		return
-	}
-	known := make(map[string]bool, len(list.GetItems()))
-	for _, p := range list.GetItems() {
-		known[p.GetId()] = true
-	}
-	aside, err := filepath.Glob(filepath.Join(d.Config.Root, "quarantine", "*"))
-	if err == nil && len(aside) > 0 {
-		r.warn("look at them, then delete them: what they held is released", "%d unreadable records are set aside in %s", len(aside), filepath.Join(d.Config.Root, "quarantine"))
-	}
-	orphans := d.orphans(known)
-	for _, o := range orphans {
-		r.warn("restart the daemon: it sweeps what no pod owns (pods stay)", "%s belongs to no pod", o)
-	}
-	if len(orphans) == 0 {
-		r.ok("%d pods, and nothing on the machine that belongs to none of them", len(known))
-	}
-}
-
-// young is how fresh something may be without a pod: it is being made or taken away.
-const young = time.Minute
-
-// orphans are state folders and pinned network namespaces of pods that nobody knows.
-func (d *Doctor) orphans(known map[string]bool) []string {
-	const prefix = "berth-"
-	var all []string
-	look := func(pattern, prefix string) {
-		paths, err := filepath.Glob(pattern)
-		if err != nil {
-			return // only a malformed pattern is an error
-		}
-		for _, p := range paths {
-			info, err := os.Lstat(p)
-			if err == nil && !known[filepath.Base(p)[len(prefix):]] && time.Since(info.ModTime()) > young {
-				all = append(all, p)
-			}
-		}
-	}
-	look(filepath.Join(d.Config.State, "pods", "*"), "")
-	look(filepath.Join(d.Config.Root, "pods", "*"), "")
-	look(filepath.Join(d.Config.Network.NetnsDir, prefix+"*"), prefix)
-	return all
 }

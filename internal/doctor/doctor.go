@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -75,6 +76,10 @@ type Doctor struct {
 	client runtimeapi.RuntimeServiceClient
 	info   map[string]string // of the daemon's verbose status
 	found  []Finding
+
+	// What is no file of the machine's; nil: the kernel is asked.
+	fakeStatfs func(dir string, st *syscall.Statfs_t) error
+	fakeClock  func() (synced bool, err error)
 }
 
 // check is one of the checks; it reports through the Doctor.
@@ -97,6 +102,7 @@ var checks = []check{
 	{"network", (*Doctor).checkNetwork},
 	{"runtime", (*Doctor).checkRuntimes},
 	{"storage", (*Doctor).checkStorage},
+	{"images", (*Doctor).checkImages},
 	{"registry", (*Doctor).checkRegistries},
 	{"clock", (*Doctor).checkClock},
 	{"leftover", (*Doctor).checkLeftOver},

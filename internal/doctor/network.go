@@ -19,54 +19,65 @@ import (
 	"github.com/berth-run/berth/internal/network"
 )
 
-// conflist is what counts of a CNI configuration here: which plugins it calls.
-type conflist struct {
-	Name    string `json:"name"`
-	Type    string `json:"type"` // of a single plugin's file
-	Plugins []struct {
-		Type string `json:"type"`
-		IPAM struct {
-			Type string `json:"type"`
-		} `json:"ipam"`
-	} `json:"plugins"`
+// plugin is what counts of a CNI plugin's configuration here.
+type plugin struct {
+	Type string `json:"type"`
 	IPAM struct {
-		Type string `json:"type"`
+		Type    string `json:"type"`
+		DataDir string `json:"dataDir"`
 	} `json:"ipam"`
 }
 
+// conflist is what counts of a CNI configuration here: which plugins it calls. A single plugin's file has them at the top.
+type conflist struct {
+	Name string `json:"name"`
+	plugin
+	Plugins []plugin `json:"plugins"`
+}
+
+func (c conflist) plugins() []plugin { return append([]plugin{c.plugin}, c.Plugins...) }
+
 func (c conflist) programs() []string {
-	names := []string{c.Type, c.IPAM.Type}
-	for _, p := range c.Plugins {
+	var names []string
+	for _, p := range c.plugins() {
 		names = append(names, p.Type, p.IPAM.Type)
 	}
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return n == "" })
 }
 
-func (d *Doctor) checkNetwork(ctx context.Context, r report) {
+// errNoNetwork means that no network is configured.
+var errNoNetwork = errors.New("has no configuration")
+
+// conflist reads the configuration in force: the first file in the order of names.
+func (d *Doctor) conflist() (file string, list conflist, err error) {
 	dir := d.Config.Network.ConfDir
 	entries, err := os.ReadDir(dir)
-	var files []string
-	for _, e := range entries {
+	if err != nil && !os.IsNotExist(err) {
+		return "", list, err
+	}
+	for _, e := range entries { // sorted
 		if ext := filepath.Ext(e.Name()); slices.Contains([]string{".conf", ".conflist", ".json"}, ext) {
-			files = append(files, e.Name())
+			file = filepath.Join(dir, e.Name())
+			break
 		}
 	}
-	if len(files) == 0 {
-		why := "has no configuration"
-		if err != nil && !os.IsNotExist(err) {
-			why = err.Error()
-		}
-		r.fail("install a network provider (it writes its file there), or write one: see https://www.cni.dev; pods with host network run without",
-			"the CNI folder %s %s", dir, why)
-		return
+	if file == "" {
+		return "", list, errNoNetwork
 	}
-	slices.Sort(files)
-	file := filepath.Join(dir, files[0])
 	data, err := fsys.ReadFile(file, maxFile)
-	var list conflist
 	if err == nil {
 		err = json.Unmarshal(data, &list)
+	}
+	return file, list, err
+}
+
+func (d *Doctor) checkNetwork(ctx context.Context, r report) {
+	file, list, err := d.conflist()
+	if file == "" {
+		r.fail("install a network provider (it writes its file there), or write one: see https://www.cni.dev; pods with host network run without",
+			"the CNI folder %s %v", d.Config.Network.ConfDir, err)
+		return
 	}
 	if err != nil {
 		r.fail("correct the file; the first in the order of names is the one in use", "CNI configuration %s: %v", file, err)

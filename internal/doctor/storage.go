@@ -44,7 +44,7 @@ func (d *Doctor) checkStorage(_ context.Context, r report) {
 
 func (d *Doctor) checkSpace(r report, dir string) {
 	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
+	if err := d.statfs(dir, &st); err != nil {
 		r.fail("see that it is mounted", "file system of %s: %v", dir, err)
 		return
 	}
@@ -66,4 +66,12 @@ func (d *Doctor) checkSpace(r report, dir string) {
 	if flags := st.Flags; flags&syscall.MS_RDONLY != 0 {
 		r.fail("mount it read-write; a file system that turned read-only by itself has errors: see the kernel's log", "%s is on a read-only file system", dir)
 	}
+}
+
+// statfs is the kernel's, or a test's.
+func (d *Doctor) statfs(dir string, st *syscall.Statfs_t) error {
+	if d.fakeStatfs != nil {
+		return d.fakeStatfs(dir, st)
+	}
+	return syscall.Statfs(dir, st)
 }

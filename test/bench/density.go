@@ -20,6 +20,9 @@ func (r *rig) density(ctx context.Context) error {
 	if err == nil {
 		err = errors.Join(r.rest(ctx), r.lists(ctx), r.restart(ctx))
 	}
+	if ctx.Err() != nil { // cut off: what is left goes by force
+		return context.Cause(ctx)
+	}
 	return errors.Join(err, each(ctx, len(pods), func(ctx context.Context, i int) error {
 		if pods[i].sandbox == "" { // it was not started
 			return nil
@@ -41,7 +44,11 @@ func (r *rig) rest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	time.Sleep(idle)
+	select {
+	case <-time.After(idle):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	after, err := r.usage()
 	if err != nil {
 		return err
@@ -86,6 +93,13 @@ func pss(pid int) (float64, error) {
 	return 0, fmt.Errorf("process %d has no PSS", pid)
 }
 
+const (
+	samples = 20
+	// fewSamples are enough for calls that take seconds, and when listTime is over.
+	fewSamples = 3
+	listTime   = 20 * time.Second
+)
+
 func (r *rig) lists(ctx context.Context) error {
 	for _, call := range []struct {
 		name string
@@ -106,7 +120,7 @@ func (r *rig) lists(ctx context.Context) error {
 			return err
 		}},
 	} {
-		for range 20 {
+		for begin, i := time.Now(), 0; i < samples && (i < fewSamples || time.Since(begin) < listTime); i++ {
 			_, err := r.timed(fmt.Sprintf("%s of %d pods", call.name, r.dense), call.ask)
 			if err != nil && !implemented(err) {
 				break

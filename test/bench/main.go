@@ -7,9 +7,11 @@
 //	go run ./test/bench                      # all parts, two rounds, about 15 minutes
 //	go run ./test/bench -quick -parts life   # a first look
 //	go run ./test/bench -parts pull,cold -huge
+//	go run ./test/bench -parts density -pods 300 -rounds 1
 //	go run ./test/bench -socket /run/x.sock  # any other runtime, without CPU and memory
 //	go run ./test/bench -runtimes berth:/usr/bin/crun,containerd  # with another OCI runtime than bin/runc
 //
+// A run that is cut off by SIGINT or SIGTERM takes away all that it made; what one leaves that was killed, the next takes away.
 // It needs root and the programs in bin/ (make). containerd is built from the Go module proxy when it is missing.
 package main
 
@@ -26,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/berth-run/berth/test/daemon"
 )
@@ -81,13 +84,38 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	ctx, cut := context.WithCancelCause(ctx)
+	go endWithParent(ctx, cut)
 	if err := run(ctx, p, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
+// endWithParent cuts the run off when who started it has ended: `go run` does not pass SIGTERM on.
+func endWithParent(ctx context.Context, cut context.CancelCauseFunc) {
+	parent := os.Getppid()
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err != nil || string(name) != "go\n" {
+		return
+	}
+	for os.Getppid() == parent {
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+	cut(errors.New("cut off: the process that started this one has ended"))
+}
+
 func run(ctx context.Context, p plan, out string) error {
+	swept, err := daemon.SweepCut()
+	if err != nil {
+		return err
+	}
+	for _, dir := range swept {
+		fmt.Fprintf(os.Stderr, "took away what a run that was killed has left of %s\n", dir)
+	}
 	for _, part := range p.parts {
 		if !slices.Contains(partNames, part) {
 			return fmt.Errorf("unknown part %q, want some of %s", part, strings.Join(partNames, ", "))
@@ -142,7 +170,7 @@ func measure(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t 
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && ctx.Err() == nil { // else the run was cut off
 			err = fmt.Errorf("%w\n%s", err, r.d.LogTail(20))
 		}
 		err = errors.Join(err, r.close())

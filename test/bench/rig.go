@@ -48,6 +48,9 @@ func newRig(ctx context.Context, p plan, kind daemon.Kind, images *imageSet, t *
 			return nil, err
 		}
 		r.d = d
+		if err := d.Claim(); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
 		parent, usage, err := cpuCgroup(d.CgroupParent)
 		if err != nil {
 			return nil, errors.Join(err, d.Close())

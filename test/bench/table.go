@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -55,6 +56,18 @@ func number(v float64) string {
 	}
 }
 
+// counts is how many samples each runtime has: one number where all have as many.
+func (t *table) counts(of map[daemon.Kind][]float64) string {
+	var all []string
+	for _, k := range t.kinds {
+		all = append(all, strconv.Itoa(len(of[k])))
+	}
+	if len(slices.Compact(slices.Clone(all))) == 1 {
+		return all[0]
+	}
+	return strings.Join(all, ", ")
+}
+
 // print writes the table: p50 and p95 of each runtime, and the ratio of each p50 to the last runtime's.
 func (t *table) print(w io.Writer, p plan) error {
 	t.mu.Lock()
@@ -80,7 +93,7 @@ func (t *table) print(w io.Writer, p plan) error {
 	fmt.Fprintf(&b, "\n%s\n", rule)
 	for _, m := range t.metrics {
 		of := t.samples[m]
-		fmt.Fprintf(&b, "| %s | %d |", m, len(of[last]))
+		fmt.Fprintf(&b, "| %s | %s |", m, t.counts(of))
 		for _, k := range t.kinds {
 			if len(of[k]) == 0 {
 				b.WriteString(" – | – |")

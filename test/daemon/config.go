@@ -116,6 +116,7 @@ func (d *Daemon) containerdConfig() string {
 	return fmt.Sprintf(`version = 3
 root = %q
 state = %q
+temp = %q
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing"]
 [grpc]
 address = %q
@@ -137,7 +138,7 @@ conf_dir = %q
 config_path = %q
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = %q
-%s`, d.Root, d.State, d.Socket, d.Spec.Runc, d.Spec.OCIRuntime, d.cniBin(), d.ConfDir, d.CertsDir, d.Spec.PauseImage, d.Spec.Config)
+%s`, d.Root, d.State, d.Dir+"/tmp", d.Socket, d.Spec.Runc, d.Spec.OCIRuntime, d.cniBin(), d.ConfDir, d.CertsDir, d.Spec.PauseImage, d.Spec.Config)
 }
 
 // Conflist is a bridge with IPv4 and IPv6 addresses, masquerading and port mapping.

@@ -382,7 +382,7 @@ func (d *Daemon) Close() error {
 	if os.Getenv("BERTH_TEST_KEEP") != "" {
 		return err
 	}
-	return errors.Join(err, d.Scope().Sweep(), d.dropSlice())
+	return errors.Join(err, d.remains().sweep(), d.dropSlice())
 }
 
 // ImageFiles lists what is stored of images: all files but databases and locks.

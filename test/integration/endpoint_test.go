@@ -10,24 +10,34 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/test/daemon"
+	"github.com/berth-run/berth/test/kubelet"
 )
+
+// onSocket is an HTTP client of a unix socket.
+func onSocket(t *testing.T, socket string) *http.Client {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	t.Cleanup(client.CloseIdleConnections)
+	return client
+}
 
 // overSocket asks an HTTP server on a unix socket.
 func overSocket(t *testing.T, socket string) func(path string) string {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
-	t.Cleanup(client.CloseIdleConnections)
+	client := onSocket(t, socket)
 	return func(path string) string {
 		t.Helper()
 		r, err := client.Get("http://berth" + path)
@@ -129,5 +139,104 @@ func TestMetricsAreOffByDefault(t *testing.T) {
 	k := start(t, daemon.Spec{NoNetwork: true})
 	if strings.Contains(k.D.Log(), "serving metrics") {
 		t.Error("metrics are served though nobody asked for it")
+	}
+}
+
+// TestALiveDaemonIsLookedInto changes the log's level and back, and finds a call that is not answered yet with its age.
+func TestALiveDaemonIsLookedInto(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	dir, err := os.MkdirTemp("", "bm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "m.sock")
+	k := node(t, daemon.Spec{Config: fmt.Sprintf("[metrics]\naddress = %q\ndebug = true\n", "unix://"+socket)})
+	c := k.RunPod(k.PodConfig("patient")).Start(k.Forever("main"))
+
+	ctx, leave := context.WithCancel(k.Ctx())
+	left := make(chan error, 1)
+	go func() {
+		_, err := k.D.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "1000"}})
+		left <- err
+	}()
+	get := overSocket(t, socket)
+	var before float64
+	for range 2 { // it grows older
+		kubelet.Eventually(t, 10*time.Second, func() string {
+			text := get("/debug/operations")
+			var calls []struct {
+				Method string
+				Age    float64 `json:"age_ms"`
+			}
+			if err := json.Unmarshal([]byte(text), &calls); err != nil {
+				t.Fatal(err, text)
+			}
+			for _, call := range calls {
+				if call.Method == "ExecSync" && call.Age > before {
+					before = call.Age
+					return ""
+				}
+			}
+			return "no ExecSync older than before in " + text
+		})
+	}
+	leave()
+	if err := <-left; err == nil {
+		t.Error("the call was answered")
+	}
+
+	client := onSocket(t, socket)
+	level := func(to string) {
+		t.Helper()
+		r, err := http.NewRequest(http.MethodPut, "http://berth/debug/log-level", strings.NewReader(to))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		equal(t, "status of "+to, answer.StatusCode, http.StatusOK)
+	}
+	lines := func() int { // calls that only read are for the level debug
+		before := len(k.D.Log())
+		r, err := k.D.Runtime.Version(k.Ctx(), &cri.VersionRequest{})
+		kubelet.Must(k, r, err)
+		return strings.Count(k.D.Log()[before:], "Version")
+	}
+	for to, want := range map[string]bool{"debug": true, "info": false} {
+		level(to)
+		if got := lines(); (got > 0) != want {
+			t.Errorf("level %s: %d lines of a call that reads", to, got)
+		}
+	}
+}
+
+// TestStatsAndTopOfALiveNode runs what people type.
+func TestStatsAndTopOfALiveNode(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	c := k.RunPod(k.PodConfig("busy")).Start(k.Shell("worker", "head -c 300000 /dev/zero > /file; echo ready; while :; do :; done"))
+	c.WaitOutput("ready")
+	berth := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(k.D.Spec.Bin+"/berth", append([]string{"--socket", k.D.Socket}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	stats := strings.Fields(strings.Split(berth("stats"), "\n")[1])
+	if cpu, err := strconv.ParseFloat(stats[2], 64); err != nil || cpu <= 0 || cpu > 110 || stats[1] != "worker" || !strings.HasPrefix(c.ID, stats[0]) {
+		t.Errorf("stats: %q, %v", stats, err)
+	}
+	top := strings.Split(strings.TrimSpace(berth("top", "-n", "2", "-d", "1s", "--sort", "cpu")), "\n")
+	row := strings.Fields(top[len(top)-1])
+	if cpu, err := strconv.ParseFloat(row[3], 64); err != nil || cpu <= 0 || cpu > 110 || row[1] != "busy" || row[2] != "worker" || row[len(row)-1] != "0" {
+		t.Errorf("top: %q, %v", top, err)
 	}
 }

@@ -53,7 +53,8 @@ func (s Scope) dropLinks() error {
 	return errors.Join(errs...)
 }
 
-// DropRules deletes the rules that name the network, then the chains that they led to.
+// DropRules deletes the rules that name the network, then the chains that they led to: all at once, for hundreds of pods have thousands of rules;
+// one by one where that fails, since somebody else has changed one meanwhile.
 func (s Scope) DropRules() error {
 	if s.Network == "" {
 		return nil
@@ -62,16 +63,15 @@ func (s Scope) DropRules() error {
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		out, err := output(tool+"-save", "-t", "nat")
 		errs = append(errs, err)
-		var chains []string
-		for line := range strings.Lines(out) {
-			rule := iptables.Parse(line)
-			if !strings.Contains(line, s.Network) || rule.Deletion() == nil {
-				continue
-			}
-			if to := rule.Target(); cniChain.MatchString(":" + to + " ") {
-				chains = append(chains, to)
-			}
-			_, err := output(tool, append([]string{"-w", "-t", "nat"}, rule.Deletion()...)...)
+		rules, chains := s.rulesIn(out)
+		if len(rules) == 0 {
+			continue
+		}
+		if restoreWithout(tool, rules, chains) == nil {
+			continue
+		}
+		for _, rule := range rules {
+			_, err := output(tool, append([]string{"-w", "-t", "nat"}, iptables.Parse(rule).Deletion()...)...)
 			errs = append(errs, err)
 		}
 		for _, c := range chains {
@@ -81,6 +81,40 @@ func (s Scope) DropRules() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rulesIn picks the rules that name the network from what iptables-save prints, and the containers' chains that they lead to.
+func (s Scope) rulesIn(saved string) (rules, chains []string) {
+	for line := range strings.Lines(saved) {
+		rule := iptables.Parse(line)
+		if !strings.Contains(line, s.Network) || rule.Deletion() == nil {
+			continue
+		}
+		rules = append(rules, strings.TrimSpace(line))
+		if to := rule.Target(); cniChain.MatchString(":" + to + " ") {
+			chains = append(chains, to)
+		}
+	}
+	return rules, chains
+}
+
+// restoreWithout deletes rules and chains in one transaction.
+func restoreWithout(tool string, rules, chains []string) error {
+	var batch strings.Builder
+	batch.WriteString("*nat\n")
+	for _, r := range rules {
+		batch.WriteString("-D" + strings.TrimPrefix(r, "-A") + "\n")
+	}
+	for _, c := range chains {
+		batch.WriteString("-F " + c + "\n-X " + c + "\n")
+	}
+	batch.WriteString("COMMIT\n")
+	cmd := exec.Command(tool+"-restore", "--noflush", "-w")
+	cmd.Stdin = strings.NewReader(batch.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", tool, err, out)
+	}
+	return nil
 }
 
 func (s Scope) dropCgroups() error {
