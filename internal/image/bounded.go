@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -166,9 +165,4 @@ type Remote struct {
 	// Address is its unix socket, Timeout bounds each of its answers.
 	Address string
 	Timeout time.Duration
-}
-
-// sameAs tells whether two lists of folders are the same.
-func sameAs(a []*lower, folders []string) bool {
-	return slices.EqualFunc(a, folders, func(l *lower, f string) bool { return l.folder == f })
 }

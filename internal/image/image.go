@@ -109,6 +109,17 @@ type Owner struct {
 type Rootfs struct {
 	Root    mount.Overlay
 	Volumes []mount.Overlay
+
+	passing []*mount.Layer // open for these mounts alone
+}
+
+// Close is to be called when all is mounted, or will not be.
+func (r Rootfs) Close() error {
+	var errs []error
+	for _, l := range r.passing {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // FSInfo tells what the store takes of its file system.

@@ -66,8 +66,8 @@ func (s *Store) sweepLinks() error {
 	return errors.Join(errs...)
 }
 
-// overlay mounts the layers of an image, read-only.
-func (s *Store) overlay(ctx context.Context, c *chain, owner *Owner) (mount.Overlay, error) {
+// overlay says how to mount the layers of an image for a root file system, read-only.
+func (s *Store) overlay(ctx context.Context, c *chain, of *Rootfs, owner *Owner) (mount.Overlay, error) {
 	o := mount.Overlay{Root: s.cfg.Root, Dir: linkName, Layers: slices.Clone(c.links), Room: s.lowers.room, Options: s.options}
 	if owner != nil {
 		o.UserNS = owner.UserNS
@@ -75,6 +75,7 @@ func (s *Store) overlay(ctx context.Context, c *chain, owner *Owner) (mount.Over
 	var err error
 	if c.remote != nil {
 		o.Mounts, err = s.openRemote(ctx, c)
+		of.passing = append(of.passing, o.Mounts...)
 		return o, err
 	}
 	if o.Mounts, err = s.openChain(c); o.Mounts != nil {

@@ -117,37 +117,22 @@ func absolute(dir string) error {
 	return nil
 }
 
-// openRemote opens the layers of a chain where its snapshotter has them now: one that was started again has mounted them anew.
+// openRemote opens the layers of a chain where its snapshotter has them now: one that was started again has mounted them anew. They are to be
+// closed when the overlay is mounted: what is open cannot be unmounted, and the file system's owner wants to when it is started again.
 func (s *Store) openRemote(ctx context.Context, c *chain) ([]*linuxmount.Layer, error) {
 	folders, err := c.remote.view(scoped(ctx), s, c.id)
 	if err != nil {
 		return nil, err
 	}
-	fresh, err := c.remote.open(ctx, folders)
+	files, err := c.remote.open(ctx, folders)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if sameAs(c.lowers, folders) && sameFiles(c.lowers, fresh) {
-		closeFiles(fresh)
-	} else {
-		c.old, c.lowers = append(c.old, c.lowers...), s.lowers.adopt(folders, fresh)
+	layers := make([]*linuxmount.Layer, len(files))
+	for i, f := range files {
+		layers[i] = linuxmount.FolderLayer(f)
 	}
-	return layersOf(c.lowers), nil
-}
-
-func sameFiles(old []*lower, fresh []*os.File) bool {
-	for i, l := range old {
-		before, err := l.layer.Stat()
-		if err != nil {
-			return false
-		}
-		if now, err := fresh[i].Stat(); err != nil || !os.SameFile(before, now) {
-			return false
-		}
-	}
-	return true
+	return layers, nil
 }
 
 func closeFiles(all []*os.File) {
@@ -202,20 +187,4 @@ func openFolders(folders []string) ([]*os.File, error) {
 		}
 	}
 	return files, nil
-}
-
-// adopt takes layers that are open already. Each goes with its first close.
-func (l *lowers) adopt(folders []string, files []*os.File) []*lower {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.old == nil {
-		l.old = map[*lower]struct{}{}
-	}
-	var all []*lower
-	for i, f := range files {
-		one := &lower{folder: folders[i], layer: linuxmount.FolderLayer(f), users: 1}
-		l.old[one] = struct{}{}
-		all = append(all, one)
-	}
-	return all
 }

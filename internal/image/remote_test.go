@@ -78,7 +78,31 @@ func rootOf(t *testing.T, s *Store, im Image, id string, owner *Owner) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return at(t, r.Root)
+	held := map[string]bool{}
+	for _, l := range r.Root.Mounts {
+		folder, err := os.Readlink(strings.TrimSuffix(l.Path(), "/"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held[folder] = true
+	}
+	root := at(t, r.Root)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if im.Snapshotter == "" {
+		return root
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil || len(held) == 0 {
+		t.Fatal(held, err)
+	}
+	for _, e := range open {
+		if folder, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && held[folder] {
+			t.Errorf("%s is still open: its snapshotter cannot unmount it", folder)
+		}
+	}
+	return root
 }
 
 func emptied(t *testing.T, s *Store, r *snapshotter.Server) {

@@ -38,6 +38,7 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 	}
 	out, err := s.prepareRootfs(ctx, r)
 	if err != nil {
+		err = errors.Join(err, out.Close())
 		var damaged *damagedError
 		if errors.As(err, &damaged) {
 			err = errors.Join(err, s.quarantine(ctx, damaged.folder, damaged.reason))
@@ -47,28 +48,28 @@ func (s *Store) PrepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, err
 	return out, nil
 }
 
-func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (Rootfs, error) {
+func (s *Store) prepareRootfs(ctx context.Context, r RootfsRequest) (out Rootfs, err error) {
 	im, c, err := s.holdImage(ctx, r.ImageID, r)
 	if err == nil {
 		err = im.Runnable()
 	}
 	if err != nil {
-		return Rootfs{}, err
+		return out, err
 	}
 	dir := filepath.Join(s.cfg.Rootfs, r.ID)
-	out, rec := Rootfs{}, rootfsRecord{ImageID: im.ID, ChainID: c.key}
-	if out.Root, err = s.overlay(ctx, c, r.Owner); err != nil {
-		return Rootfs{}, err
+	rec := rootfsRecord{ImageID: im.ID, ChainID: c.key}
+	if out.Root, err = s.overlay(ctx, c, &out, r.Owner); err != nil {
+		return out, err
 	}
 	out.Root.Upper, out.Root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, id := range r.VolumeIDs {
 		_, c, err := s.holdImage(ctx, id, r)
 		if err != nil {
-			return Rootfs{}, err
+			return out, err
 		}
-		volume, err := s.overlay(ctx, c, r.Owner)
+		volume, err := s.overlay(ctx, c, &out, r.Owner)
 		if err != nil {
-			return Rootfs{}, err
+			return out, err
 		}
 		if volume.Mounts != nil {
 			volume.Mounts = append(volume.Mounts, mount.FolderLayer(s.empty))

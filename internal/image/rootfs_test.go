@@ -98,7 +98,7 @@ func TestTheMostLayersThatAreAcceptedFitAtTheUsualPlace(t *testing.T) {
 	for range maxLayers {
 		c.links = append(c.links, "zzz") // 46655 layers were there before
 	}
-	o, err := s.overlay(t.Context(), c, nil)
+	o, err := s.overlay(t.Context(), c, &Rootfs{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

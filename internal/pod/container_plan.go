@@ -43,12 +43,13 @@ func (c *Container) makeBundle(context.Context) error {
 
 func (c *Container) removeBundle(context.Context) error { return mount.RemoveAll(c.paths.bundle) }
 
-func (c *Container) mountRootfs(ctx context.Context) error {
+func (c *Container) mountRootfs(ctx context.Context) (err error) {
 	r, owner := c.facts(), c.sandbox.owner()
 	rootfs, err := c.m.parts.Images.PrepareRootfs(ctx, image.RootfsRequest{ID: c.ID, Handler: c.sandbox.Handler, ImageID: r.ImageID, VolumeIDs: r.volumeIDs(), Owner: owner})
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, rootfs.Close()) }()
 	rootfs.Root.Label = r.SELinux.Mount
 	if err := c.m.parts.Host.MountOverlay(c.paths.rootfs, rootfs.Root); err != nil {
 		return err
