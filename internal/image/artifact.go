@@ -156,13 +156,13 @@ type source struct {
 func (u *unpacking) openSource(ctx context.Context, i int) (*source, error) {
 	desc := u.t.layers[i]
 	if u.t.artifact == "" {
-		blob, err := u.openLayer(ctx, desc)
+		blob, err := u.openLayer(ctx, i)
 		return &source{Reader: blob, blob: blob}, err
 	}
 	blob := io.NopCloser(io.Reader(strings.NewReader("")))
 	if desc.Size > 0 {
 		var err error
-		if blob, err = u.openLayer(ctx, desc); err != nil {
+		if blob, err = u.openLayer(ctx, i); err != nil {
 			return nil, err
 		}
 	}
@@ -180,6 +180,20 @@ func (s *source) Returns() int64 {
 		return back.Returns()
 	}
 	return 0
+}
+
+// Unpacked implements layer.Arriving.
+func (s *source) Unpacked(n int64) {
+	if a, ok := s.blob.(layer.Arriving); ok {
+		a.Unpacked(n)
+	}
+}
+
+// Interrupt implements layer.Arriving.
+func (s *source) Interrupt() {
+	if a, ok := s.blob.(layer.Arriving); ok {
+		a.Interrupt()
+	}
 }
 
 func (s *source) Close() error { return s.blob.Close() }

@@ -49,6 +49,11 @@ func (p *puller) document(ctx context.Context, what string, desc ocispec.Descrip
 
 // blob makes sure that a blob is here and stays. Pulls that want the same one wait for the first.
 func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
+	return p.blobAfter(ctx, desc, &tries{})
+}
+
+// blobAfter is blob, after some tries.
+func (p *puller) blobAfter(ctx context.Context, desc ocispec.Descriptor, t *tries) error {
 	if err := desc.Digest.Validate(); err != nil || !desc.Digest.Algorithm().Available() {
 		return fmt.Errorf("digest %q is not valid: %w", desc.Digest, ErrCorrupt)
 	}
@@ -63,6 +68,11 @@ func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
 	if here, err := p.here(ctx, desc); here || err != nil {
 		return err
 	}
+	return p.connected(ctx, desc, func() error { return p.download(ctx, desc, t) })
+}
+
+// connected has fetch done when it is a blob's turn to come over the network.
+func (p *puller) connected(ctx context.Context, desc ocispec.Descriptor, fetch func() error) error {
 	if p.session == nil {
 		return fmt.Errorf("it is not in the archive: %w", ErrCorrupt)
 	}
@@ -75,7 +85,7 @@ func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor) error {
 	}
 	defer p.s.downloads.Release(1)
 	p.progress.total.Add(desc.Size)
-	return p.download(ctx, desc)
+	return fetch()
 }
 
 // here looks for a blob and keeps it from the collector.
@@ -95,12 +105,36 @@ func (p *puller) here(ctx context.Context, desc ocispec.Descriptor) (bool, error
 	return err == nil, err
 }
 
-// download fetches a blob. A connection that breaks or stalls costs a try only if it brought next to nothing; the next goes on
-// where it broke. A wrong digest is tried once more, past the mirrors.
-func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
-	wrong := false
-	for tries, anew := 1, 0; ; tries++ {
-		got, err := p.attempt(ctx, desc)
+// tries is what was tried to fetch a blob.
+type tries struct {
+	inARow int  // that brought next to nothing
+	wrong  bool // what came had not its digest
+	anew   int  // how often the registry had not what is missing alone
+}
+
+// errAfresh: the next try begins at the blob's start.
+var errAfresh = errors.New("begins at its start again")
+
+// download fetches a blob, and forgets what came of it where that is of no use.
+func (p *puller) download(ctx context.Context, desc ocispec.Descriptor, t *tries) error {
+	for {
+		err := p.try(ctx, desc, t, func() (int64, error) { return p.attempt(ctx, desc) })
+		afresh := errors.Is(err, errAfresh)
+		if !afresh && !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		if derr := p.drop(ctx, desc); derr != nil || !afresh {
+			return errors.Join(err, derr)
+		}
+	}
+}
+
+// try tries until a blob is here. A connection that breaks or stalls costs a try only if it brought next to nothing; the next goes on where it
+// broke. A wrong digest is tried once more, past the mirrors. errAfresh: try again, with nothing of what is here.
+func (p *puller) try(ctx context.Context, desc ocispec.Descriptor, t *tries, attempt func() (int64, error)) error {
+	for {
+		t.inARow++
+		got, err := attempt()
 		afresh := false
 		switch {
 		case err == nil:
@@ -108,35 +142,33 @@ func (p *puller) download(ctx context.Context, desc ocispec.Descriptor) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errdefs.IsFailedPrecondition(err), errors.Is(err, registry.ErrTooLarge): // digest or size is not as promised
-			if err = fmt.Errorf("%w: %w", ErrCorrupt, err); wrong {
-				return errors.Join(err, p.drop(ctx, desc))
+			if err = fmt.Errorf("%w: %w", ErrCorrupt, err); t.wrong {
+				return err
 			}
-			wrong, afresh = true, true
+			t.wrong, afresh = true, true
 			p.session.GoDirect()
 		case errors.Is(err, registry.ErrNoRange):
 			// Also what a registry says that has less than the manifest promises: each time all of it comes.
-			if anew++; anew > resumes {
-				return fmt.Errorf("%d times from its start: %w", anew, err)
+			if t.anew++; t.anew > resumes {
+				return fmt.Errorf("%d times from its start: %w", t.anew, err)
 			}
 			afresh = true
 		case !registry.Interrupted(err) && !errors.Is(err, io.ErrUnexpectedEOF):
 			return err
 		case got >= enoughToGoOn:
-			tries = 0
+			t.inARow = 0
 		}
-		if afresh {
-			if err2 := p.drop(ctx, desc); err2 != nil {
-				return errors.Join(err, err2)
-			}
-		}
-		if tries >= resumes {
+		if t.inARow >= resumes {
 			return err
 		}
 		p.s.log.Debug("download is tried again", "image", p.name.String(), "blob", desc.Digest.String(), "afresh", afresh, "error", err)
 		select {
-		case <-time.After(p.s.resumePause<<tries + rand.N(p.s.resumePause)):
+		case <-time.After(p.s.resumePause<<t.inARow + rand.N(p.s.resumePause)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+		if afresh {
+			return fmt.Errorf("%w: %w", errAfresh, err)
 		}
 	}
 }

@@ -22,8 +22,8 @@ import (
 const (
 	// consumeFrom is from what size on a compressed layer gives its space back while it is unpacked. Smaller ones go with the next collection.
 	consumeFrom = 1 << 20
-	// consumeStep is given back at a time.
-	consumeStep = 1 << 20
+	// consumeStep, or the consumeShare-th part of a large layer, is given back at a time.
+	consumeStep, consumeShare = 1 << 20, 64
 )
 
 // consuming are the blobs that are given back to the disk while they are read, and so are not what their digests say.
@@ -69,7 +69,11 @@ func (u *unpacking) consumes(desc ocispec.Descriptor) bool {
 }
 
 // openLayer opens a compressed layer to be unpacked. So that the disk need not hold all of it twice, it gives back what is read.
-func (u *unpacking) openLayer(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (u *unpacking) openLayer(ctx context.Context, i int) (io.ReadCloser, error) {
+	desc := u.t.layers[i]
+	if a := u.arriving[i]; a != nil {
+		return a.follow(ctx), nil
+	}
 	if !u.consumes(desc) {
 		blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
 		if err != nil {

@@ -92,7 +92,7 @@ func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
 	const size = 6 << 20
 	im := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"below": "x"}), layerOf(t, map[string]string{"f": incompressible(size)}))
 	ref := reg.push(t, "big:1", im)
-	// The layer below does not come: the other one is unpacked, its blob all holes, and cannot be committed.
+	// The layer below does not come: the other one is unpacked, its compressed form gone, and cannot be committed.
 	heal := make(chan struct{})
 	reg.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, layerPath(t, im, 0)) {
@@ -103,11 +103,13 @@ func TestAKillWhileALayerIsConsumedCostsThatLayer(t *testing.T) {
 		}
 		return false
 	})
-	consumed, blob := make(chan struct{}), filepath.Join(childConfig(dir).Root, contentDir, "blobs", "sha256", digestOf(t, im, 1).Encoded())
+	consumed, root := make(chan struct{}), childConfig(dir).Root
 	go func() {
 		for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(10 * time.Millisecond) {
+			ingests, _ := filepath.Glob(filepath.Join(root, contentDir, "ingest", "*"))
+			unpacked, _ := filepath.Glob(filepath.Join(root, overlayfs, "snapshots", "*", blobName))
 			var st syscall.Stat_t
-			if syscall.Stat(blob, &st) == nil && st.Blocks*512 < size/2 {
+			if len(ingests) == 1 && len(unpacked) > 0 && syscall.Stat(unpacked[0], &st) == nil && st.Size > size { // the one is the layer's below
 				close(consumed)
 				return
 			}

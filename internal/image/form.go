@@ -127,45 +127,34 @@ type unpacked struct {
 	close   func() error
 }
 
-// unpackSlot waits for a turn to unpack a layer. Only from then on time is limited: what a layer waits for before, the network and others, has
-// other limits.
-func (u *unpacking) unpackSlot(ctx context.Context) (context.Context, func(), error) {
-	if err := u.s.unpacks.Acquire(ctx, 1); err != nil {
-		return nil, nil, err
-	}
-	u.progress.at("unpack")
-	cancel := func() {}
-	if limit := u.s.cfg.UnpackTimeout; limit > 0 {
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s: %w", limit, ErrUnavailable))
-	}
-	return ctx, func() {
-		cancel()
-		u.s.unpacks.Release(1)
-	}, nil
-}
-
-// unpackInto unpacks a layer that is here into the snapshot with that folder.
+// unpackInto unpacks a layer into the snapshot with that folder.
 func (u *unpacking) unpackInto(ctx context.Context, i int, folder string) (unpacked, error) {
-	ctx, done, err := u.unpackSlot(ctx)
+	t, err := u.turn(ctx)
 	if err != nil {
 		return unpacked{}, err
 	}
-	defer done()
-	l, err := u.unpackNow(ctx, i, folder)
-	if err != nil && ctx.Err() != nil {
-		err = errors.Join(context.Cause(ctx), err)
+	defer t.end()
+	if a := u.arriving[i]; a != nil {
+		a.turn = t
+	}
+	l, err := u.unpackNow(t.ctx, i, folder)
+	if err != nil && t.ctx.Err() != nil {
+		err = errors.Join(context.Cause(t.ctx), err)
 	}
 	return l, err
 }
 
 func (u *unpacking) unpackNow(ctx context.Context, i int, folder string) (unpacked, error) {
-	if u.erofs() {
+	if u.erofs() && !u.folders[i] {
 		l, err := u.convert(ctx, i, blobOf(folder))
 		if err == nil {
 			err = os.Chmod(folder, noBlob)
 		}
 		if !errors.Is(err, layer.ErrTooManyFiles) {
 			return l, err
+		}
+		if u.folders[i] = true; u.arriving[i] != nil {
+			return l, err // follow begins anew
 		}
 		// Half of it may be consumed.
 		if err := errors.Join(u.consumed(ctx, u.t.layers[i]), u.blob(ctx, u.t.layers[i])); err != nil {
@@ -207,7 +196,7 @@ func (u *unpacking) convert(ctx context.Context, i int, file string) (_ unpacked
 			err = errors.Join(err, f.Close(), os.Remove(file))
 		}
 	}()
-	b, err := layer.Convert(ctx, f, blob)
+	b, err := layer.Convert(ctx, u.s.flushed(f), blob)
 	if err == nil {
 		b.DiffID, err = blob.identify(b.DiffID)
 	}

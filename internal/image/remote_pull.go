@@ -55,7 +55,7 @@ func (u *unpacking) unpackRemote(ctx context.Context, r *remoteSnapshotter) erro
 						g.Go(func() error {
 							defer close(done)
 							above := u.t.layers[j]
-							return u.layerStage(ctx, "fetch layer", above, func(ctx context.Context) error { return u.layerBlob(ctx, above) })
+							return u.layerStage(ctx, "fetch layer", above, func(ctx context.Context) error { return u.layerBlob(ctx, above, &tries{}) })
 						})
 					}
 				}
@@ -152,11 +152,12 @@ func (u *unpacking) fill(ctx context.Context, r *remoteSnapshotter, i int, key s
 }
 
 func (u *unpacking) apply(ctx context.Context, i int, to layer.Target) error {
-	ctx, done, err := u.unpackSlot(ctx)
+	t, err := u.turn(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer t.end()
+	ctx = t.ctx
 	src, err := u.openSource(ctx, i)
 	if err != nil {
 		return err

@@ -24,7 +24,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -147,16 +146,18 @@ type Store struct {
 
 	certsDirs          atomic.Pointer[[]string]
 	downloads, unpacks *semaphore.Weighted
-	locks              keyLocks
-	consuming          consuming
-	flights            flights
-	guard              guard
-	abandonAfter       time.Duration
-	resumePause        time.Duration // before a download that broke goes on
-	index              atomic.Pointer[index]
-	used               atomic.Pointer[usage]
-	options            []string // of every overlay mount
-	unmapped           error    // why layers cannot be mapped into a user namespace
+	// followers bounds layers that are unpacked while they come; those that wait have no place in unpacks.
+	followers    *semaphore.Weighted
+	locks        keyLocks
+	consuming    consuming
+	flights      flights
+	guard        guard
+	abandonAfter time.Duration
+	resumePause  time.Duration // before a download that broke goes on
+	index        atomic.Pointer[index]
+	used         atomic.Pointer[usage]
+	options      []string // of every overlay mount
+	unmapped     error    // why layers cannot be mapped into a user namespace
 
 	// erofs: new layers become EROFS files. lowers are those that are mounted.
 	erofs  bool
@@ -211,7 +212,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Store, err erro
 	s := &Store{cfg: cfg, log: log, registry: registry.New(registry.Config{StallTimeout: cfg.StallTimeout, UserAgent: userAgent,
 		MaxPerRegistry: cfg.MaxPerRegistry, CredentialFiles: cfg.CredentialFiles}, log),
 		platform: platforms.Default(), downloads: semaphore.NewWeighted(int64(cfg.MaxConcurrentDownloads)),
-		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), abandonAfter: abandonAfter, resumePause: resumePause, sizes: map[string]usage{},
+		unpacks: semaphore.NewWeighted(int64(min(runtime.NumCPU(), maxUnpacks))), followers: semaphore.NewWeighted(maxUnpacks), abandonAfter: abandonAfter, resumePause: resumePause, sizes: map[string]usage{},
 		chains: map[string]*chain{}, users: map[string][]string{}, gcSoon: make(chan struct{}, 1), trashed: make(chan struct{}, 1), trashDone: make(chan struct{})}
 	s.SetCertsDirs(cfg.CertsDirs)
 	s.guard.file = cfg.PolicyFile
@@ -291,10 +292,11 @@ func (s *Store) noteBoot() (rebooted bool, err error) {
 }
 
 func (s *Store) openDatabases(ctx context.Context) error {
-	var err error
-	if s.blobs, err = local.NewStore(filepath.Join(s.cfg.Root, contentDir)); err != nil {
+	blobs, err := openBlobs(filepath.Join(s.cfg.Root, contentDir))
+	if err != nil {
 		return err
 	}
+	s.blobs = blobs
 	dir := filepath.Join(s.cfg.Root, overlayfs)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

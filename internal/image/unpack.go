@@ -31,11 +31,15 @@ type unpacking struct {
 	*puller
 	t         *tree
 	committed []chan struct{}
+	// arriving are the layers that are unpacked while they come; folders those that have too many files to be kept as one.
+	arriving []*arrival
+	folders  []bool
 }
 
 // unpack makes sure that each layer's snapshot is here and stays.
 func (p *puller) unpack(ctx context.Context, t *tree) error {
-	u := &unpacking{puller: p, t: t, committed: make([]chan struct{}, len(t.layers))}
+	n := len(t.layers)
+	u := &unpacking{puller: p, t: t, committed: make([]chan struct{}, n), arriving: make([]*arrival, n), folders: make([]bool, n)}
 	p.progress.layers.Store(int64(len(t.layers)))
 	if r := p.snapshotter(t); r != nil {
 		return u.unpackRemote(ctx, r)
@@ -114,16 +118,23 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
 	unpack := u.extract
+	lost := false
 	if done {
 		if err = u.s.whole(ctx, chain); errors.Is(err, ErrCorrupt) {
-			done, unpack, err = false, u.mend, nil
+			done, lost, unpack, err = false, true, u.mend, nil
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
+	t := &tries{}
+	if !done && !lost {
+		if done, err = u.follow(ctx, i, t); err != nil {
+			return err
+		}
+	}
 	if !done {
-		if err := u.fetchAndUnpack(ctx, i, unpack); err != nil {
+		if err := u.fetchAndUnpack(ctx, i, t, unpack); err != nil {
 			return err
 		}
 	}
@@ -146,10 +157,10 @@ func (*unpacking) layerStage(ctx context.Context, stage string, desc ocispec.Des
 }
 
 // fetchAndUnpack fetches a layer anew if what was here of it is damaged.
-func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(context.Context, int) error) error {
+func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, t *tries, unpack func(context.Context, int) error) error {
 	desc := u.t.layers[i]
 	for again := false; ; again = true {
-		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.layerBlob(ctx, desc) }); err != nil {
+		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.layerBlob(ctx, desc, t) }); err != nil {
 			return err
 		}
 		err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) })
@@ -170,11 +181,11 @@ func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, unpack func(conte
 }
 
 // layerBlob fetches a layer. An artifact's file may be empty, and there is nothing to fetch then.
-func (u *unpacking) layerBlob(ctx context.Context, desc ocispec.Descriptor) error {
+func (u *unpacking) layerBlob(ctx context.Context, desc ocispec.Descriptor, t *tries) error {
 	if u.t.artifact != "" && desc.Size == 0 {
 		return nil
 	}
-	return u.blob(ctx, desc)
+	return u.blobAfter(ctx, desc, t)
 }
 
 // extract unpacks a layer that is here into a snapshot.
@@ -189,6 +200,9 @@ func (u *unpacking) extract(ctx context.Context, i int) error {
 			return err
 		}
 		if err = u.sameContent(i, l); err == nil {
+			err = u.arrived(ctx, i)
+		}
+		if err == nil {
 			err = u.waitBelow(ctx, i)
 		}
 		if err == nil {

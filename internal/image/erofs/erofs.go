@@ -17,7 +17,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"os"
 )
 
 // ErrLimit: a file system that the format cannot hold.
@@ -79,9 +78,15 @@ type Inode struct {
 // IsDir tells whether it is a folder.
 func (i *Inode) IsDir() bool { return i.Mode&typeMask == typeDir }
 
+// File is what a blob is written to; os.File is one.
+type File interface {
+	io.WriterAt
+	Truncate(size int64) error
+}
+
 // Writer writes one blob.
 type Writer struct {
-	f      *os.File
+	f      File
 	buf    []byte
 	offset int64 // of buf in the file
 	sum    uint32
@@ -89,7 +94,7 @@ type Writer struct {
 }
 
 // NewWriter begins a blob in f, which must be empty.
-func NewWriter(f *os.File) *Writer {
+func NewWriter(f File) *Writer {
 	return &Writer{f: f, buf: make([]byte, 0, bufferSize), offset: blockSize}
 }
 

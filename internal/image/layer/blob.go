@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -29,9 +28,15 @@ type Blob struct {
 	byPath map[string]*erofs.Inode // implied folders
 }
 
+// BlobFile is what Convert writes to; os.File is one. Its name tells which file system it is on.
+type BlobFile interface {
+	erofs.File
+	Name() string
+}
+
 // Convert makes an EROFS file system, in the empty file f, of a layer from r, as Extract makes a folder of it. It reads all of r once. f is of
 // no use after an error, nor before Finish.
-func Convert(ctx context.Context, f *os.File, r io.Reader) (*Blob, error) {
+func Convert(ctx context.Context, f BlobFile, r io.Reader) (*Blob, error) {
 	room, err := newEntries(f.Name(), r)
 	if err != nil {
 		return nil, err
@@ -39,7 +44,7 @@ func Convert(ctx context.Context, f *os.File, r io.Reader) (*Blob, error) {
 	return convert(ctx, f, r, room)
 }
 
-func convert(ctx context.Context, f *os.File, r io.Reader, room *entries) (_ *Blob, err error) {
+func convert(ctx context.Context, f BlobFile, r io.Reader, room *entries) (_ *Blob, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v: %s", ErrCorrupt, p, debug.Stack())

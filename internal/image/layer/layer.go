@@ -149,6 +149,14 @@ type Returner interface {
 	Returns() int64
 }
 
+// Arriving is a compressed layer that is read while it comes: a layer's reader may be one. Its methods may be called from any goroutine.
+type Arriving interface {
+	// Unpacked is told how many more bytes were made of what was read.
+	Unpacked(n int64)
+	// Interrupt ends a Read that waits: nobody wants the rest.
+	Interrupt()
+}
+
 func newEntries(dir string, r io.Reader) (*entries, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {

@@ -27,6 +27,7 @@ const (
 //	     ▲    └──▶ toHash ──▶ digest
 //	     └───────── free ◀──── both
 type plain struct {
+	from           io.Reader
 	free           chan *piece
 	toRead, toHash chan *piece
 	stop           chan struct{}
@@ -46,7 +47,7 @@ type piece struct {
 
 // newPlain begins to read r.
 func newPlain(r io.Reader) *plain {
-	p := &plain{free: make(chan *piece, plainBuffers), toRead: make(chan *piece, plainBuffers), toHash: make(chan *piece, plainBuffers),
+	p := &plain{from: r, free: make(chan *piece, plainBuffers), toRead: make(chan *piece, plainBuffers), toHash: make(chan *piece, plainBuffers),
 		stop: make(chan struct{}), digester: digest.Canonical.Digester()}
 	for range plainBuffers {
 		p.free <- &piece{}
@@ -81,6 +82,9 @@ func (p *plain) decompress(r io.Reader) {
 			b.buf = make([]byte, plainBuffer)
 		}
 		b.n, err = fill(z, b.buf)
+		if a, ok := r.(Arriving); ok {
+			a.Unpacked(int64(b.n))
+		}
 		b.uses.Store(2)
 		p.toHash <- b // there is room: both hold all buffers
 		p.toRead <- b
@@ -140,6 +144,9 @@ func (p *plain) Close() {
 	if !p.closed {
 		p.closed = true
 		close(p.stop)
+		if a, ok := p.from.(Arriving); ok {
+			a.Interrupt()
+		}
 	}
 	p.wg.Wait()
 }

@@ -24,6 +24,8 @@ const (
 	partsFrom = 3
 	// maxBuffers bounds the memory of all parts under way: 64 MiB.
 	maxBuffers = 8
+	// pieceSize is handed on at a time: it is still in the processor's cache when a digest is made of what was written.
+	pieceSize = 512 << 10
 	// partTries bounds tries in a row that brought next to nothing of a part; partProgress is more than that.
 	partTries    = 4
 	partPause    = 250 * time.Millisecond
@@ -104,6 +106,38 @@ func (p *parts) Read(b []byte) (int, error) {
 	if p.whole != nil {
 		return p.whole.Read(b)
 	}
+	have, err := p.ready()
+	if err != nil {
+		return 0, err
+	}
+	n := copy(b, have)
+	return n, p.took(n)
+}
+
+// WriteTo implements io.WriterTo: what comes goes from the parts' buffers to w without another between them.
+func (p *parts) WriteTo(w io.Writer) (n int64, err error) {
+	for p.whole == nil {
+		have, err := p.ready()
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		} else if err != nil {
+			return n, err
+		}
+		wrote, err := w.Write(have[:min(len(have), pieceSize)])
+		n += int64(wrote)
+		if err == nil {
+			err = p.took(wrote)
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	more, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{p.whole}, make([]byte, pieceSize))
+	return n + more, err
+}
+
+// ready waits for what is to be read next.
+func (p *parts) ready() ([]byte, error) {
 	if !p.begun {
 		p.begun = true
 		for range p.held {
@@ -114,32 +148,36 @@ func (p *parts) Read(b []byte) (int, error) {
 	if p.now == nil {
 		next, ok := <-p.queue
 		if !ok {
-			return 0, p.ended()
+			return nil, p.ended()
 		}
 		p.now = next
 	}
 	select {
 	case <-p.now.done:
 	case <-p.ctx.Done():
-		return 0, context.Cause(p.ctx)
+		return nil, context.Cause(p.ctx)
 	}
-	n := copy(b, p.now.buf[p.now.read:p.now.n])
+	return p.now.buf[p.now.read:p.now.n], nil
+}
+
+// took goes on behind n bytes of what is ready.
+func (p *parts) took(n int) error {
 	p.now.read += n
 	p.off += int64(n)
 	if p.now.read < p.now.n {
-		return n, nil
+		return nil
 	}
 	switch {
 	case p.now.err == nil:
 	case errors.Is(p.now.err, ErrNoRange) && n == 0:
-		return 0, p.takeWhole()
+		return p.takeWhole()
 	default:
 		p.end()
-		return n, p.now.err
+		return p.now.err
 	}
 	p.buffers <- p.now.buf // there is room: it holds all buffers
 	p.now = nil
-	return n, nil
+	return nil
 }
 
 // takeWhole goes on without parts.

@@ -22,3 +22,12 @@ func Sync(dir string) error {
 	}
 	return nil
 }
+
+// Begin has the disk begin to write n bytes of a file from offset at, without waiting for it to have them: what is synced later is then mostly
+// there. errors.ErrUnsupported: the file system cannot.
+func Begin(f *os.File, at, n int64) error {
+	if err := unix.SyncFileRange(int(f.Fd()), at, n, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+		return fmt.Errorf("begin to write %s: %w", f.Name(), err)
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"io"
+	"syscall"
+
+	"github.com/berth-run/berth/internal/image/layer"
+	"github.com/berth-run/berth/internal/linux/fsys"
+)
+
+const (
+	// headStart is the part of a compressed layer, in parts of all of it, that is read before it is known how much space unpacking takes.
+	headStart = 16
+	// peakOfDisk bounds what the disk holds of a layer, compressed and not, in parts of peakParts of its unpacked size.
+	peakOfDisk, peakParts = 11, 10
+)
+
+var _ layer.Arriving = (*follower)(nil)
+
+// follow gives a reader of the layer, which ends when ctx does. While it waits for the network, the reader's turn and time stand still.
+func (a *arrival) follow(ctx context.Context) *follower {
+	ctx, stop := context.WithCancelCause(ctx)
+	a.mu.Lock()
+	a.unpacked = 0
+	a.mu.Unlock()
+	return &follower{a: a, ctx: ctx, stop: stop}
+}
+
+// follower reads an arrival from its start.
+type follower struct {
+	a        *arrival
+	ctx      context.Context
+	stop     context.CancelCauseFunc
+	at, gone int64
+	cannot   bool // the file system
+}
+
+// Read gives what is here, and io.EOF only when all is here and verified.
+func (f *follower) Read(p []byte) (int, error) {
+	have, whole, err := f.wait()
+	if err != nil {
+		return 0, err
+	}
+	if have == f.at {
+		return 0, io.EOF
+	}
+	n, err := f.a.f.ReadAt(p[:min(int64(len(p)), have-f.at)], f.at)
+	f.at += int64(n)
+	if errors.Is(err, io.EOF) { // somebody has cut the file
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil && whole {
+		err = f.giveBack()
+	}
+	return n, err
+}
+
+// wait returns how much there is to read, more than was read unless the layer is whole.
+func (f *follower) wait() (have int64, whole bool, err error) {
+	waited := false
+	for {
+		f.a.mu.Lock()
+		have, whole, err = f.a.here, f.a.over && f.a.err == nil, f.a.err
+		unpacked, news := f.a.unpacked, f.a.news
+		f.a.mu.Unlock()
+		if err == nil {
+			err = context.Cause(f.ctx)
+		}
+		if err != nil || whole || have > f.at && f.mayRead(have, unpacked) {
+			break
+		}
+		if !waited {
+			waited = true
+			f.a.turn.pause()
+		}
+		select {
+		case <-news:
+		case <-f.ctx.Done():
+		}
+	}
+	if waited && err == nil {
+		err = f.a.turn.resume()
+	}
+	return have, whole, err
+}
+
+// mayRead tells whether more may be unpacked before the layer is whole. The disk may hold peakOfDisk of what the layer is going to take, if its
+// rest becomes larger as what was read did; and unpacking must not take the space that the download needs.
+func (f *follower) mayRead(have, unpacked int64) bool {
+	size := f.a.desc.Size
+	if f.at > size/headStart {
+		all := float64(unpacked) / float64(f.at) * float64(size)
+		if float64(size+unpacked) > all*peakOfDisk/peakParts {
+			return false
+		}
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(f.a.s.cfg.Root, &st); err != nil {
+		return false
+	}
+	return int64(st.Bavail)*st.Bsize > size-have+size/headStart+spare
+}
+
+// giveBack has the disk take back what was read.
+func (f *follower) giveBack() error {
+	step := max(consumeStep, f.a.desc.Size/consumeShare)
+	if f.at-f.gone < step || f.cannot {
+		return nil
+	}
+	err := fsys.PunchHole(f.a.f, f.gone, f.at-f.gone)
+	if f.cannot = errors.Is(err, errors.ErrUnsupported); f.cannot {
+		return nil
+	}
+	f.a.given, f.gone = true, f.at
+	return err
+}
+
+// Returns implements layer.Returner.
+func (f *follower) Returns() int64 {
+	f.a.mu.Lock()
+	defer f.a.mu.Unlock()
+	return f.a.here - max(consumeStep, f.a.desc.Size/consumeShare)
+}
+
+// Unpacked and Interrupt implement layer.Arriving.
+func (f *follower) Unpacked(n int64) {
+	f.a.mu.Lock()
+	defer f.a.mu.Unlock()
+	f.a.unpacked += n
+}
+
+// errUnread: nobody wants the rest.
+var errUnread = errors.New("the rest of the layer is not read")
+
+// Interrupt ends a Read that waits.
+func (f *follower) Interrupt() { f.stop(errUnread) }
+
+// Close implements io.Closer.
+func (f *follower) Close() error {
+	f.stop(errUnread)
+	return nil
+}
