@@ -16,7 +16,7 @@ import (
 	"github.com/berth-run/berth/internal/stats"
 )
 
-// wanted are what a kubelet 1.37 had from cAdvisor (cri-tools pkg/validate/pod.go).
+// wanted are what a kubelet 1.37 had from cAdvisor (cri-tools pkg/validate/pod.go; the bursts are in cAdvisor 0.56).
 const wanted = `container_blkio_device_usage_total container_cpu_cfs_periods_total container_cpu_cfs_throttled_periods_total
 container_cpu_cfs_throttled_seconds_total container_cpu_system_seconds_total container_cpu_usage_seconds_total container_cpu_user_seconds_total
 container_file_descriptors container_fs_inodes_free container_fs_inodes_total container_fs_limit_bytes container_fs_reads_bytes_total
@@ -30,7 +30,7 @@ container_oom_events_total container_pressure_cpu_stalled_seconds_total containe
 container_pressure_io_stalled_seconds_total container_pressure_io_waiting_seconds_total container_pressure_memory_stalled_seconds_total
 container_pressure_memory_waiting_seconds_total container_processes container_sockets container_spec_cpu_period container_spec_cpu_quota
 container_spec_cpu_shares container_spec_memory_limit_bytes container_spec_memory_reservation_limit_bytes container_spec_memory_swap_limit_bytes
-container_start_time_seconds container_threads container_threads_max container_ulimits_soft`
+container_start_time_seconds container_threads container_threads_max container_ulimits_soft container_cpu_cfs_burst_periods_total container_cpu_cfs_burst_seconds_total`
 
 func known(v uint64) usage.Counter { return usage.Counter{Value: v, Known: true} }
 
@@ -45,6 +45,7 @@ func full() *Object {
 	d.OwnPageFaults, d.OwnMajorFaults = known(59), known(6)
 	d.CPUPressure, d.MemoryPressure, d.IOPressure = psi(11), psi(21), psi(31)
 	d.Periods, d.ThrottledPeriods, d.Throttled = known(40), known(41), known(42_000_000_000)
+	d.Bursts, d.Burst = known(43), known(44_000_000_000)
 	d.Cache, d.Kernel, d.Mapped, d.MaxUsage, d.ActiveFile, d.FailCount, d.OOMKills = known(71), known(72), known(73), known(74), known(75), known(76), known(77)
 	d.IO = []usage.Device{{Major: 8, Minor: 1, ReadBytes: 81, WriteBytes: 82, Reads: 83, Writes: 84, Bytes: map[string]uint64{"Read": 81, "Write": 82}}}
 	d.HugeTLB = []usage.HugePages{{Size: "2MB", Used: 91, MaxUsage: known(92)}}
@@ -106,6 +107,7 @@ func TestValuesAndLabelsAreCAdvisors(t *testing.T) {
 	}
 	want := map[string]uint64{"last_seen": 200, "start_time_seconds": 100, "oom_events_total": 77, "cpu_user_seconds_total": 7, "cpu_system_seconds_total": 3,
 		"cpu_usage_seconds_total cpu=total": 10, "cpu_cfs_periods_total": 40, "cpu_cfs_throttled_periods_total": 41, "cpu_cfs_throttled_seconds_total": 42,
+		"cpu_cfs_burst_periods_total": 43, "cpu_cfs_burst_seconds_total": 44,
 		"memory_cache": 71, "memory_rss": 400, "memory_kernel_usage": 72, "memory_mapped_file": 73, "memory_swap": 5, "memory_failcnt": 76,
 		"memory_usage_bytes": 1000, "memory_max_usage_bytes": 74, "memory_working_set_bytes": 700, "memory_total_active_file_bytes": 75,
 		"memory_total_inactive_file_bytes": 300, "memory_failures_total failure_type=pgfault scope=container": 59,

@@ -41,6 +41,10 @@ var cpu = []metric{
 		withQuota(func(d *stats.Detail) usage.Counter { return d.ThrottledPeriods })},
 	{"container_cpu_cfs_throttled_seconds_total", "Time that the container was throttled, in seconds.", counterType, nil,
 		withQuota(func(d *stats.Detail) usage.Counter { return scaled(d.Throttled) })},
+	{"container_cpu_cfs_burst_periods_total", "Enforcement periods in which the container used CPU time that it had saved.", counterType, nil,
+		withQuota(func(d *stats.Detail) usage.Counter { return d.Bursts })},
+	{"container_cpu_cfs_burst_seconds_total", "CPU time beyond the quota that the container had saved before, in seconds.", counterType, nil,
+		withQuota(func(d *stats.Detail) usage.Counter { return scaled(d.Burst) })},
 }
 
 var memory = []metric{

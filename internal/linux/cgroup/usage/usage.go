@@ -82,6 +82,8 @@ type Detail struct {
 	User, System Counter
 	// CFS bandwidth: periods, those in which the cgroup was throttled, and for how long in nanoseconds.
 	Periods, ThrottledPeriods, Throttled Counter
+	// Bursts are the periods in which the cgroup used CPU time that it had saved (cpu.max.burst, Linux 5.14), Burst how much in nanoseconds.
+	Bursts, Burst Counter
 
 	// Memory in bytes; FailCount is how often its limit was hit.
 	Cache, Kernel, Mapped, MaxUsage, ActiveFile Counter

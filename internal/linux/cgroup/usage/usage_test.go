@@ -91,7 +91,7 @@ func TestUsageOfBothVersions(t *testing.T) {
 }
 
 func TestDetailOfBothVersions(t *testing.T) {
-	want := Detail{User: known(1_000_000_000), System: known(234_567_000), Periods: known(40), ThrottledPeriods: known(7), Throttled: known(650_000_000),
+	want := Detail{User: known(1_000_000_000), System: known(234_567_000), Periods: known(40), ThrottledPeriods: known(7), Throttled: known(650_000_000), Bursts: known(3), Burst: known(5_000_000),
 		Cache: known(41943040), Kernel: known(2097152), Mapped: known(8388608), MaxUsage: known(120000000), ActiveFile: known(10485760),
 		FailCount: known(12), OOMKills: known(1), Tasks: known(12), TasksMax: known(Unlimited),
 		IO: []Device{{254, 0, 90112, 8192, 3, 2, map[string]uint64{"Read": 90112, "Write": 8192}},

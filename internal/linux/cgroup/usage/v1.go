@@ -94,6 +94,10 @@ func (r *reader) v1Detail(d *Detail) {
 			d.ThrottledPeriods = known(n)
 		case "throttled_time":
 			d.Throttled = known(n)
+		case "nr_bursts":
+			d.Bursts = known(n)
+		case "burst_time":
+			d.Burst = known(n)
 		}
 	})
 	d.Kernel = r.number("memory", "memory.kmem.usage_in_bytes")

@@ -59,6 +59,10 @@ func (d *Detail) v2CPU(key []byte, n uint64) {
 		d.ThrottledPeriods = known(n)
 	case "throttled_usec":
 		d.Throttled = known(n * 1000)
+	case "nr_bursts":
+		d.Bursts = known(n)
+	case "burst_usec":
+		d.Burst = known(n * 1000)
 	}
 }
 
