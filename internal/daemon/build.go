@@ -281,7 +281,11 @@ func hostFacts(h *cgroup.Hierarchies) (spec.Host, error) {
 	if err != nil {
 		return facts, err
 	}
-	return spec.Host{NoHugePages: !slices.Contains(controllers, "hugetlb"), CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
+	service, err := cgroup.OwnService()
+	if err != nil {
+		return facts, err
+	}
+	return spec.Host{Service: service, NoHugePages: !slices.Contains(controllers, "hugetlb"), CgroupV2: h.Mode() == cgroup.Unified, Capabilities: caps, OOMScoreFloor: floor, Limits: limits,
 		AppArmor: host.AppArmor(), NoX32: host.NoX32()}, nil
 }
 

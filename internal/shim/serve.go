@@ -45,7 +45,7 @@ type Config struct {
 }
 
 // Serve serves on the sockets that the daemon has handed over, until Shutdown. The daemon's end is no reason to
-// stop, and neither is SIGTERM while there are containers.
+// stop, and neither is SIGTERM while containers run.
 func Serve(config Config) error {
 	if info, err := os.Stat(config.Dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("state folder %q: %w", config.Dir, errors.Join(err, errNoDir(info)))
@@ -144,14 +144,14 @@ func (s *service) run(calls, stdio *net.UnixListener, methods map[string]rpc.Met
 	server.Shutdown(endLimit)
 }
 
-// signal does what a signal asks for: SIGTERM and SIGINT end an unused shim, SIGUSR1 has it say what it is doing.
+// signal does what a signal asks for: SIGTERM and SIGINT end a shim in which nothing runs, SIGUSR1 has it say what it is doing.
 func (s *service) signal(sig os.Signal) {
 	switch sig {
 	case syscall.SIGUSR1:
 		stacks := make([]byte, maxStacks)
 		s.log.Info("goroutines", "stacks", string(stacks[:runtime.Stack(stacks, true)]))
 	case syscall.SIGTERM, syscall.SIGINT:
-		if !s.end(false) {
+		if !s.endIdle() { // systemd waits for each process that outlives the services, and the containers, when the machine goes down
 			s.log.Info("ignored a signal: there are containers", "signal", sig.String())
 		}
 	}

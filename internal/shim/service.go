@@ -392,11 +392,29 @@ func (s *service) end(force bool) bool {
 	if len(s.tasks) > 0 && !force {
 		return false
 	}
+	s.endLocked()
+	return true
+}
+
+// endIdle is end where all containers have ended: their exits are on disk.
+func (s *service) endIdle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tasks {
+		if !t.init.ended() {
+			return false
+		}
+	}
+	s.endLocked()
+	return true
+}
+
+// endLocked is idempotent. Preconditions: s.mu is held.
+func (s *service) endLocked() {
 	if !s.ended {
 		s.ended = true
 		close(s.ending)
 	}
-	return true
 }
 
 // later answers what is not there yet.

@@ -377,7 +377,9 @@ func TestShutdown(t *testing.T) {
 			})
 			s.kill(id, syscall.SIGKILL)
 			s.wait(id, "")
-			s.delete(id)
+			if name == "call" { // a signal ends the shim though the container is not deleted: the machine goes down
+				s.delete(id)
+			}
 			begin := time.Now()
 			if err := end(s); err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ package spec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -29,6 +30,7 @@ type request struct {
 	Devices            []Device
 	WithoutHostDevices bool
 	Annotations        map[string]string
+	CgroupsPath        string
 	Sources            []MountSource
 	Volumes            []Volume
 	Labels             Labels
@@ -93,6 +95,7 @@ func fill(in *Input, data []byte) error {
 		in.Container = &container
 	}
 	in.WithoutHostDevices, in.Annotations = r.WithoutHostDevices, r.Annotations
+	in.CgroupsPath = cmp.Or(r.CgroupsPath, in.CgroupsPath)
 	in.Devices, in.Sources, in.Volumes, in.Labels = r.Devices, r.Sources, r.Volumes, r.Labels
 	if in.UserNS = UserNamespaceOf(in.Sandbox); in.UserNS != nil {
 		in.Paths.UserNS = "/run/berth/pods/s1/ns/user"

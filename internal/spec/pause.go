@@ -40,13 +40,13 @@ func GeneratePause(in Input) (*specs.Spec, error) {
 		},
 		Linux: &specs.Linux{MountLabel: in.Labels.Mount, Namespaces: ns, CgroupsPath: in.CgroupsPath, MaskedPaths: slices.Clone(maskedPaths), ReadonlyPaths: slices.Clone(readonlyPaths),
 			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}},
-		Annotations: withOthers(in.Annotations, map[string]string{
+		Annotations: withOthers(in.Annotations, withScope(in, map[string]string{
 			"io.kubernetes.cri.container-type":    "sandbox",
 			"io.kubernetes.cri.sandbox-id":        in.SandboxID,
 			"io.kubernetes.cri.sandbox-name":      md.GetName(),
 			"io.kubernetes.cri.sandbox-namespace": md.GetNamespace(),
 			"io.kubernetes.cri.sandbox-uid":       md.GetUid(),
-		}),
+		})),
 	}
 	// Whatever the pod's own profile is: that one is for the pod's programs, and this one is ours.
 	return s, applySeccomp(s, Profile{Default: true}, in.Host)

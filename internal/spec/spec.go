@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -99,6 +100,8 @@ type Host struct {
 	// AppArmor: the kernel has it. AppArmorDefault is the name of the default profile that is loaded, if one is.
 	AppArmor        bool
 	AppArmorDefault string
+	// Service is the daemon's unit, of containers that are scopes of systemd's; empty where it is none.
+	Service string
 	// NoX32: the kernel knows no system calls of the x32 ABI.
 	NoX32 bool
 }
@@ -159,7 +162,7 @@ func Generate(in Input) (*specs.Spec, error) {
 // and nothing that an image or a pod says gets in but what the operator lets through: runtimes take orders from annotations.
 func annotations(in Input) map[string]string {
 	md := in.Sandbox.GetMetadata()
-	return withOthers(in.Annotations, map[string]string{
+	return withOthers(in.Annotations, withScope(in, map[string]string{
 		"io.kubernetes.cri.container-type":    "container",
 		"io.kubernetes.cri.sandbox-id":        in.SandboxID,
 		"io.kubernetes.cri.sandbox-name":      md.GetName(),
@@ -167,7 +170,17 @@ func annotations(in Input) map[string]string {
 		"io.kubernetes.cri.sandbox-uid":       md.GetUid(),
 		"io.kubernetes.cri.container-name":    in.Container.GetMetadata().GetName(),
 		"io.kubernetes.cri.image-name":        imageName(in.Container.GetImage()),
-	})
+	}))
+}
+
+// withScope adds what runc and crun hand on to systemd where the container is a scope: when the machine goes down, it ends before the daemon, which is to see how.
+// Without the default dependencies, which these runtimes turn off, systemd would end it after all services.
+func withScope(in Input, ours map[string]string) map[string]string {
+	if in.Host.Service != "" && strings.Count(in.CgroupsPath, ":") == 2 {
+		ours["org.systemd.property.After"] = "['" + in.Host.Service + "']"
+		ours["org.systemd.property.DefaultDependencies"] = "true"
+	}
+	return ours
 }
 
 // withOthers adds annotations that were let through to ours, which nobody replaces.
