@@ -100,3 +100,53 @@ func TestAHandlersPolicyIsKept(t *testing.T) {
 		return ""
 	})
 }
+
+// TestAHandlersCgroupDriver has a handler whose runtime makes its cgroups itself, on whatever driver this machine's pods have.
+func TestAHandlersCgroupDriver(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	bin, err := daemon.BinDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := fmt.Sprintf("\n[runtimes.plain]\npath = %q\ncgroup_driver = ", filepath.Join(bin, "runc"))
+	k := node(t, daemon.Spec{Config: handler + "\"cgroupfs\"\n"})
+	systemd := os.Getenv("BERTH_TEST_CGROUP_DRIVER") == "systemd"
+	plain := *k
+	plain.Handler = "plain"
+	for name, in := range map[string]*kubelet.Kubelet{"standard": k, "plain": &plain} {
+		config := in.Forever("main")
+		config.Linux.Resources.MemoryLimitInBytes = 48 << 20
+		p := in.RunPod(in.PodConfig(name))
+		c := p.Start(config)
+		cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pidOf(t, c)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if scope := strings.Contains(string(cgroups), ".scope"); scope != (systemd && in == k) {
+			t.Errorf("%s: a systemd scope: %v, in %s", name, scope, cgroups)
+		}
+		contains(t, name+": its cgroup is the pod's", string(cgroups), strings.Trim(k.D.CgroupParent, "/"))
+		equal(t, name+": limit", c.Status().GetResources().GetLinux().GetMemoryLimitInBytes(), 48<<20)
+		update := &cri.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 40 << 20}}
+		if _, err := k.D.Runtime.UpdateContainerResources(k.Ctx(), update); err != nil {
+			t.Errorf("%s: update: %v", name, err)
+		}
+		equal(t, name+": updated limit", c.Status().GetResources().GetLinux().GetMemoryLimitInBytes(), 40<<20)
+		equal(t, name+": exec", c.Exec("echo fine"), "fine")
+		p.Stop()
+		p.Remove()
+	}
+	if systemd {
+		return
+	}
+	d, err := daemon.New(k.Ctx(), daemon.Spec{Config: handler + "\"systemd\"\n"})
+	if err == nil {
+		t.Error("a handler with systemd's cgroups on a node without them is taken")
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	} else {
+		contains(t, "error", err.Error(), "runtimes.plain", "cgroup_driver")
+	}
+}

@@ -66,6 +66,7 @@ func (o options) plan() []step {
 		{Name: "service-power-cut", Reboot: powerCut},
 		{Name: "service-restored", Package: "test/vm/service", Run: "TestAfterThePowerCut", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
 		{Name: "systemd", Package: "test/integration", Run: ofMachine, Env: vmEnv(systemdDriver), Limit: 15 * time.Minute},
+		{Name: "handlers", Package: "test/integration", Run: "^TestAHandlersCgroupDriver$", Env: vmEnv(systemdDriver), Limit: 3 * time.Minute},
 		{Name: "cgroupfs", Package: "test/integration", Run: ofDrivers, Env: vmEnv(), Limit: 10 * time.Minute},
 	}
 	if o.suite != "" {
