@@ -34,6 +34,12 @@ func TestDoctorTellsWhatIsWrongAndExitsWithIt(t *testing.T) {
 
 func TestASupportBundleHasNoSecrets(t *testing.T) {
 	f := populated(t)
+	for _, p := range f.pods {
+		p.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": `{"env":[{"name":"DB_PASSWORD","value":"hunter2"}]}`, "colour": "turquoise"}
+	}
+	for _, c := range f.containers {
+		c.Labels = map[string]string{"example.com/api-key": "hunter2"}
+	}
 	got := f.berth(t, "debug", "dump", "--file", "-")
 	if got.code != 0 {
 		t.Fatalf("code %d, %s", got.code, got.err)
@@ -57,6 +63,14 @@ func TestASupportBundleHasNoSecrets(t *testing.T) {
 	}
 	if !bytes.Contains(parts["berth/pods.json"], []byte("front")) || parts["berth/doctor.json"] == nil || parts["berth/host/version"] == nil {
 		t.Errorf("parts %v", parts)
+	}
+	for name, text := range parts {
+		if bytes.Contains(text, []byte("hunter2")) {
+			t.Errorf("%s tells a secret: %.2000s", name, text)
+		}
+	}
+	if !bytes.Contains(parts["berth/pods.json"], []byte("turquoise")) {
+		t.Errorf("what is no secret is missing: %.2000s", parts["berth/pods.json"])
 	}
 }
 

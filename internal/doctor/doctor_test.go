@@ -319,6 +319,24 @@ func TestEachBrokenSetUpIsFoundAndNamed(t *testing.T) {
 	}
 }
 
+func TestTheNetworkTestTellsWhatThePluginSays(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("namespaces are made by root only")
+	}
+	m := healthy(t)
+	m.NetworkTest = true
+	m.program("/cni/bridge", `case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}' ;;
+ADD) echo '{"cniVersion":"1.0.0","code":11,"msg":"the bridge is out"}'; exit 1 ;;
+esac`)
+	for _, f := range m.Doctor.Run(t.Context()) {
+		if f.Check == "network" && f.Level == Fail && strings.Contains(f.Text, "the bridge is out") && f.Do != "" {
+			return
+		}
+	}
+	t.Errorf("not found: %+v", problems(m.found))
+}
+
 func TestPodsAndYoungThingsAreNoLeftOvers(t *testing.T) {
 	m := healthy(t)
 	container := strings.Repeat("c", 64)
