@@ -200,7 +200,7 @@ func (s *Store) openRoom(dir string) {
 	}
 	room, err := mount.OpenRoom(s.cfg.Root, s.cfg.Rootfs)
 	if err != nil {
-		s.log.Warn("layers that are mounted cannot be laid over each other", "error", errors.Join(wants, err))
+		s.log.Info("layers that are mounted cannot be laid over each other", "error", errors.Join(wants, err))
 		return
 	}
 	s.lowers.room = room
