@@ -144,15 +144,17 @@ func (s *service) run(calls, stdio *net.UnixListener, methods map[string]rpc.Met
 	server.Shutdown(endLimit)
 }
 
-// signal does what a signal asks for: SIGTERM and SIGINT end a shim in which nothing runs, SIGUSR1 has it say what it is doing.
+// signal does what a signal asks for: SIGTERM and SIGINT end a shim when nothing runs in it any more, if that is soon, SIGUSR1 has it say what it is doing.
 func (s *service) signal(sig os.Signal) {
 	switch sig {
 	case syscall.SIGUSR1:
 		stacks := make([]byte, maxStacks)
 		s.log.Info("goroutines", "stacks", string(stacks[:runtime.Stack(stacks, true)]))
 	case syscall.SIGTERM, syscall.SIGINT:
-		if !s.endIdle() { // systemd waits for each process that outlives the services, and the containers, when the machine goes down
-			s.log.Info("ignored a signal: there are containers", "signal", sig.String())
+		// When the machine goes down, systemd waits for each process that has got a SIGTERM, containers or not.
+		if !s.endIdle() {
+			s.log.Info("a signal waits for containers to end", "signal", sig.String())
+			go s.endSoon()
 		}
 	}
 }

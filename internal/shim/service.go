@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/berth-run/berth/internal/linux/memfd"
@@ -35,6 +36,8 @@ type service struct {
 	ending  chan struct{} // closed by Shutdown
 
 	oom oomLedger
+
+	leaving atomic.Bool // endSoon is under way
 
 	mu    sync.Mutex
 	tasks map[string]*task
@@ -383,38 +386,6 @@ func (s *service) Shutdown(_ context.Context, req *wire.ShutdownRequest) (*wire.
 		return nil, rpc.Errorf(rpc.FailedPrecondition, "the shim has containers")
 	}
 	return empty, nil
-}
-
-// end stops taking tasks and makes Serve return, unless there are tasks and force is not set.
-func (s *service) end(force bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.tasks) > 0 && !force {
-		return false
-	}
-	s.endLocked()
-	return true
-}
-
-// endIdle is end where all containers have ended: their exits are on disk.
-func (s *service) endIdle() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.tasks {
-		if !t.init.ended() {
-			return false
-		}
-	}
-	s.endLocked()
-	return true
-}
-
-// endLocked is idempotent. Preconditions: s.mu is held.
-func (s *service) endLocked() {
-	if !s.ended {
-		s.ended = true
-		close(s.ending)
-	}
 }
 
 // later answers what is not there yet.
