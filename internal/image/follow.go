@@ -54,11 +54,13 @@ func (u *unpacking) follow(ctx context.Context, i int, t *tries) (done bool, err
 	if cause := context.Cause(fetching); a.err != nil && !errors.Is(cause, errUnread) {
 		err = a.err
 	}
+	// Nothing is kept of what begins at its start again, of what is whole and no layer, and on a full disk.
+	useless := errors.Is(a.err, errAfresh) || outOfSpace(err) || a.err == nil && (errors.Is(err, layer.ErrCorrupt) || errors.Is(err, ErrCorrupt))
 	again := errors.Is(a.err, errAfresh) || errors.Is(err, layer.ErrTooManyFiles)
 	if again {
 		u.progress.total.Add(-desc.Size)
 	}
-	if cerr := a.close(ctx, !errors.Is(a.err, errAfresh)); cerr != nil || !again {
+	if cerr := a.close(ctx, !useless); cerr != nil || !again {
 		return false, errors.Join(err, cerr)
 	}
 	return false, nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 )
@@ -341,5 +342,21 @@ func TestATurnThatWaitsTakesNoPlaceAndNoTime(t *testing.T) {
 	turn.end()
 	if !s.unpacks.TryAcquire(1) {
 		t.Error("it keeps its place after its end")
+	}
+}
+
+func TestWhatIsWholeAndNoLayerIsNotKept(t *testing.T) {
+	for _, snapshotter := range []string{erofsForm, overlayfs} {
+		t.Run(snapshotter, func(t *testing.T) {
+			dir, reg := t.TempDir(), newRegistry(t)
+			s := openWith(t, dir, form(snapshotter))
+			ref := reg.push(t, "none:1", imageFrom(t, []byte(incompressible(2<<20)), types.OCIUncompressedLayer, tarOf(t, map[string]string{"f": "x"})))
+			if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "unpack layer sha256:") {
+				t.Errorf("got %v", err)
+			}
+			if n := sizeOf(dir, contentDir+"/ingest/*/data"); n > 0 {
+				t.Errorf("%d bytes are kept of it", n)
+			}
+		})
 	}
 }
