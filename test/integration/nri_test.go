@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 // nriPlugin is a plugin in the test's own process. What it does is set before it connects.
 type nriPlugin struct {
 	stub   stub.Stub
+	index  string // among the plugins; empty: 10
 	create func(*api.Container) (*api.ContainerAdjustment, error)
 	run    func(*api.PodSandbox) error
 
@@ -98,15 +100,15 @@ func nriNode(t *testing.T, config string) (*kubelet.Kubelet, string) {
 }
 
 // connect waits until the plugin has been synchronized.
-func (p *nriPlugin) connect(t *testing.T, socket, name string) {
+func (p *nriPlugin) connect(t *testing.T, socket, name string, options ...stub.Option) {
 	t.Helper()
-	p.connectAs(t, p, socket, name)
+	p.connectAs(t, p, socket, name, options...)
 }
 
 // connectAs is connect for a plugin, of more abilities, that p is a part of.
-func (p *nriPlugin) connectAs(t *testing.T, whole any, socket, name string) {
+func (p *nriPlugin) connectAs(t *testing.T, whole any, socket, name string, options ...stub.Option) {
 	t.Helper()
-	s, err := stub.New(whole, stub.WithPluginName(name), stub.WithPluginIdx("10"), stub.WithSocketPath(socket))
+	s, err := stub.New(whole, append(options, stub.WithPluginName(name), stub.WithPluginIdx(cmp.Or(p.index, "10")), stub.WithSocketPath(socket))...)
 	if err != nil {
 		t.Fatal(err)
 	}
