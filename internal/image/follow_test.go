@@ -310,6 +310,13 @@ func TestUnpackingIsNotAheadOfWhatTheDiskMayHold(t *testing.T) {
 			t.Errorf("%s: %t", name, got)
 		}
 	}
+	f := &follower{a: &arrival{s: s, desc: ocispec.Descriptor{Size: 64 * mb}}, at: 8 * mb}
+	if !f.mayRead(8*mb, 80*mb) {
+		t.Error("what is compressed to a tenth is not read on")
+	}
+	if f.at = 24 * mb; f.mayRead(24*mb, 96*mb) {
+		t.Error("what was compressed at its beginning alone is read on")
+	}
 }
 
 func TestATurnThatWaitsTakesNoPlaceAndNoTime(t *testing.T) {

@@ -37,6 +37,8 @@ type follower struct {
 	stop     context.CancelCauseFunc
 	at, gone int64
 	cannot   bool // the file system
+	mark     struct{ at, unpacked int64 }
+	lately   float64 // what a byte has become since the mark before
 }
 
 // Read gives what is here, and io.EOF only when all is here and verified.
@@ -89,11 +91,19 @@ func (f *follower) wait() (have int64, whole bool, err error) {
 }
 
 // mayRead tells whether more may be unpacked before the layer is whole. The disk may hold peakOfDisk of what the layer is going to take, if its
-// rest becomes larger as what was read did; and unpacking must not take the space that the download needs.
+// rest grows as all of it did until now, or as it did lately if that is less; and unpacking must not take the space that the download needs.
 func (f *follower) mayRead(have, unpacked int64) bool {
 	size := f.a.desc.Size
+	if since := f.at - f.mark.at; since >= max(consumeStep, size/consumeShare) {
+		f.lately = float64(unpacked-f.mark.unpacked) / float64(since)
+		f.mark.at, f.mark.unpacked = f.at, unpacked
+	}
 	if f.at > size/headStart {
-		all := float64(unpacked) / float64(f.at) * float64(size)
+		grows := float64(unpacked) / float64(f.at)
+		if f.lately > 0 {
+			grows = min(grows, f.lately)
+		}
+		all := float64(unpacked) + grows*float64(size-f.at)
 		if float64(size+unpacked) > all*peakOfDisk/peakParts {
 			return false
 		}
