@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -49,7 +50,14 @@ func makePayload(ctx context.Context, work string, steps []step, suite string) (
 			return "", fmt.Errorf("fill payload: %w", err)
 		}
 	}
-	for _, dir := range []string{"bin/cni", "packaging"} {
+	dirs := []string{"bin/cni", "packaging"}
+	if slices.ContainsFunc(steps, func(s step) bool { return s.Package == "test/handlers/containerd" }) {
+		dirs = append(dirs, "bin/containerd")
+		if err := copyFile(filepath.Join(repo, "bin/containerd-shim-berth-v1"), filepath.Join(tree, "repo/bin/containerd-shim-berth-v1")); err != nil {
+			return "", fmt.Errorf("fill payload: %w", err)
+		}
+	}
+	for _, dir := range dirs {
 		if err := copyTree(filepath.Join(repo, dir), filepath.Join(tree, "repo", dir)); err != nil {
 			return "", fmt.Errorf("fill payload: %w", err)
 		}

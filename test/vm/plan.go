@@ -69,6 +69,10 @@ func (o options) plan() []step {
 		{Name: "handlers", Package: "test/integration", Run: "^TestAHandlersCgroupDriver$", Env: vmEnv(systemdDriver), Limit: 3 * time.Minute},
 		{Name: "cgroupfs", Package: "test/integration", Run: ofDrivers, Env: vmEnv(), Limit: 10 * time.Minute},
 	}
+	if _, err := os.Stat("bin/containerd/containerd"); err == nil { // on request: `make bin/containerd/containerd-shim-runc-v2`
+		steps = append(steps, step{Name: "containerd", Package: "test/handlers/containerd", Run: ofShim, Env: vmEnv(), Limit: 6 * time.Minute},
+			step{Name: "containerd-systemd", Package: "test/handlers/containerd", Run: ofShim, Env: vmEnv(systemdDriver), Limit: 6 * time.Minute})
+	}
 	if o.suite != "" {
 		env := vmEnv(systemdDriver, "CRITEST="+filepath.Join(mountPoint, suiteFile), "CRITEST_FLAGS="+os.Getenv("CRITEST_FLAGS"), "FIXTURES="+insideGuest(o.fixtures))
 		steps = append(steps, step{Name: "critest", Package: "test/conformance", Env: env, Limit: 25 * time.Minute})
@@ -85,6 +89,8 @@ const (
 		"StatisticsAreWhat|MetricsAreWhat|BlockIOClasses|RuntimeConfigNames|APodHasItsOwnUser|AUserNamespaceWith|ProcMount|VolumesOfAUser|SingleMounts|AManifestMay|" +
 		"ExploitSysctls|ExploitContainersAreApart|ASandboxLives|NamespacesAre|ASharedPIDNamespace|MountsAreBound|ReadOnlyMounts|ImagesAreMounted|" +
 		"ExecStreams|ExecSyncTimeout|PodsGoOn|ARebootEnds|ThePodOfAKilledShim)"
+	// ofShim are tests of our shim in containerd that look at cgroups.
+	ofShim = "^Test(StatsAndUpdate|OutOfMemoryIsTold|PauseAndResume|KillAndWhat)"
 	// ofDrivers are tests of what the cgroup driver does: limits, exits, recovery.
 	ofDrivers = "^Test(ResourcesAre|UnifiedResources|AnUpdateIs|APodsResources|HowAContainerEnded|StatisticsAreWhat|BlockIOClasses|RuntimeConfigNames|" +
 		"APodHasItsOwnUser|ExploitContainersAreApart|ASandboxLives|ASharedPIDNamespace|ExecSyncTimeout|PodsGoOn|ARebootEnds)"

@@ -139,11 +139,13 @@ type container struct {
 // create makes a container, not started, with our shim as its runtime.
 func (n *node) create(id string, in *os.File, io []cio.Opt, opts ...oci.SpecOpts) *container {
 	n.Helper()
-	opts = append([]oci.SpecOpts{
-		oci.WithImageConfig(n.image), oci.WithCgroup("/" + strings.Trim(n.d.CgroupParent, "/") + "/" + id), withoutRaisedScore,
-	}, opts...)
+	cgroup, systemd := "/"+strings.Trim(n.d.CgroupParent, "/")+"/"+id, os.Getenv("BERTH_TEST_CGROUP_DRIVER") == "systemd"
+	if systemd {
+		cgroup = filepath.Base(n.d.CgroupParent) + ":berth-t:" + id
+	}
+	opts = append([]oci.SpecOpts{oci.WithImageConfig(n.image), oci.WithCgroup(cgroup), withoutRaisedScore}, opts...)
 	made, err := n.client.NewContainer(n.ctx, id, client.WithNewSnapshot(id, n.image), client.WithNewSpec(opts...),
-		client.WithRuntime(n.shim, &options.Options{BinaryName: filepath.Join(binDir, "runc"), Root: filepath.Join(n.d.State, "runc")}))
+		client.WithRuntime(n.shim, &options.Options{BinaryName: filepath.Join(binDir, "runc"), Root: filepath.Join(n.d.State, "runc"), SystemdCgroup: systemd}))
 	if err != nil {
 		n.Fatal(err)
 	}
