@@ -117,6 +117,7 @@ func TestBeforeTheReboot(t *testing.T) {
 
 	c := start(k)
 	pid := inside(c)
+	t.Run("layers", layersAreFiles)
 	t.Run("restart", func(t *testing.T) {
 		before := mainPID(t)
 		systemctl(t, "restart", "berth")
@@ -144,6 +145,7 @@ func TestBeforeTheReboot(t *testing.T) {
 			return ""
 		})
 		c.lives(t, pid)
+		layersAreFiles(t)
 	})
 	t.Run("stop and start", func(t *testing.T) {
 		systemctl(t, "stop", "berth")
@@ -154,6 +156,23 @@ func TestBeforeTheReboot(t *testing.T) {
 		c.lives(t, pid)
 	})
 	remember(t, c)
+}
+
+// layersAreFiles checks that this kernel's layers are EROFS files by default, and that nobody sees where they are mounted.
+func layersAreFiles(t *testing.T) {
+	blobs, err := filepath.Glob("/var/lib/berth/image/overlayfs/snapshots/*/layer.erofs")
+	if err != nil || len(blobs) == 0 {
+		t.Errorf("EROFS files: %v, %v", blobs, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, " - erofs ") || strings.Contains(line, " - tmpfs layers ") {
+			t.Errorf("mounted: %s", line)
+		}
+	}
 }
 
 // container is one that outlives the test that made it.
