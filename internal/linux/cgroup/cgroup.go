@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/linux/kernfile"
 	"github.com/berth-run/berth/internal/linux/proc"
 )
 
@@ -307,11 +308,10 @@ func readPids(dir string) ([]int, error) {
 	return pids, nil
 }
 
-// readWords reads a file of the kernel's past package os, which would have epoll watch it: that takes as long as all else.
 func readWords(name string) ([]string, error) {
-	fd, err := open(name)
+	fd, err := kernfile.Open(name, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		return nil, err
 	}
 	defer unix.Close(fd)
 	data := make([]byte, 0, 512)
@@ -326,15 +326,6 @@ func readWords(name string) ([]string, error) {
 			return strings.Fields(string(data)), nil
 		default:
 			data = data[:len(data)+n]
-		}
-	}
-}
-
-func open(name string) (fd int, err error) {
-	for {
-		fd, err = unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
 		}
 	}
 }

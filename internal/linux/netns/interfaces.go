@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/linux/kernfile"
 )
 
 // Interface are a network interface's counters since it was made.
@@ -82,13 +84,7 @@ func (c *Counters) Read() ([]Interface, error) {
 
 // enter opens the file. It runs inside the namespace.
 func (c *Counters) enter() (err error) {
-	for {
-		c.fd, err = unix.Open("/proc/thread-self/net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
+	if c.fd, err = kernfile.Open("/proc/thread-self/net/dev", 0); err != nil {
 		return fmt.Errorf("open network counters: %w", err)
 	}
 	c.open = true

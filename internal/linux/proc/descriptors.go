@@ -4,16 +4,17 @@ package proc
 
 import (
 	"fmt"
-	"io/fs"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/linux/kernfile"
 )
 
 // Descriptors counts a process's open files, and those of them that are sockets. At most limit of them are looked at: a process may have
 // millions. fs.ErrNotExist: it is gone.
 func Descriptors(pid, limit int) (files, sockets int, err error) {
-	dir, err := openFolder("/proc/" + strconv.Itoa(pid) + "/fd")
+	dir, err := kernfile.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_DIRECTORY)
 	if err != nil {
 		return 0, 0, fmt.Errorf("count descriptors: %w", err)
 	}
@@ -39,20 +40,6 @@ func Descriptors(pid, limit int) (files, sockets int, err error) {
 		}
 	}
 	return files, sockets, nil
-}
-
-// openFolder is os.Open without what that does for files that one waits for: statistics open one for each process.
-func openFolder(name string) (fd int, err error) {
-	for {
-		fd, err = unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		switch err {
-		case nil:
-			return fd, nil
-		case unix.EINTR:
-		default:
-			return 0, &fs.PathError{Op: "open", Path: name, Err: err}
-		}
-	}
 }
 
 // MaxOpenFiles is a process's soft limit of open files.

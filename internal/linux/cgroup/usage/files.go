@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/linux/cgroup"
+	"github.com/berth-run/berth/internal/linux/kernfile"
 )
 
 // Files are the open files of one cgroup: reading one again costs a tenth of opening it. They do not keep the cgroup from being removed.
@@ -166,7 +167,7 @@ func (r *reader) read(controller, name string) []byte {
 	return nil
 }
 
-// file opens a file, or finds it open. Package os would ask epoll to watch each of them, which takes longer than the opening itself.
+// file opens a file, or finds it open.
 func (r *reader) file(controller, name string) (fd int, err error) {
 	key := file{controller, name}
 	if held, ok := r.f.open[key]; ok {
@@ -176,13 +177,7 @@ func (r *reader) file(controller, name string) (fd int, err error) {
 	if !ok {
 		return none, nil
 	}
-	path := filepath.Join(dir, name)
-	for {
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != unix.EINTR {
-			break
-		}
-	}
+	fd, err = kernfile.Open(filepath.Join(dir, name), unix.O_NONBLOCK)
 	switch {
 	case err == nil:
 		r.f.open[key] = fd
@@ -192,7 +187,7 @@ func (r *reader) file(controller, name string) (fd int, err error) {
 			r.f.open[key] = none
 		}
 	}
-	return none, &fs.PathError{Op: "open", Path: path, Err: err}
+	return none, err
 }
 
 // pread reads a file whole, with one call: the kernel renders it anew for each, so two would show two instants.
