@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/internal/linux/cgroup"
@@ -104,7 +103,7 @@ func killInit(ctx context.Context, bundle string) error {
 	if err != nil {
 		return err
 	}
-	return killAndWait(ctx, proc.ID{PID: fact.PID, StartTime: fact.StartTime})
+	return pidfd.KillAll(ctx, proc.ID{PID: fact.PID, StartTime: fact.StartTime})
 }
 
 // killLaunchers ends the OCI runtime's processes that work on the container. The dead shim was their parent, so
@@ -116,28 +115,7 @@ func (r *Runtime) killLaunchers(ctx context.Context, h Handler, id string) error
 	if err != nil {
 		return err
 	}
-	for _, launcher := range found {
-		err = errors.Join(err, killAndWait(ctx, launcher))
-	}
-	return err
-}
-
-// killAndWait returns when the processes have ended, though perhaps are not yet reaped. It never hits another process
-// that has got a pid since.
-func killAndWait(ctx context.Context, all ...proc.ID) error {
-	for _, p := range all {
-		if _, err := pidfd.KillIf(p.PID, syscall.SIGKILL, p.Runs); err != nil {
-			return err
-		}
-	}
-	for _, p := range all {
-		for p.Runs() {
-			if !pause(ctx, killPace) {
-				return fmt.Errorf("process %d survives SIGKILL: %w", p.PID, ctx.Err())
-			}
-		}
-	}
-	return nil
+	return pidfd.KillAll(ctx, found...)
 }
 
 // containerCgroup returns the container's own cgroup, from its OCI spec; "" if the bundle has none. One that is not

@@ -13,8 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
-	"time"
 
+	"github.com/berth-run/berth/internal/linux/pidfd"
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -25,8 +25,6 @@ const (
 	// shimOOMScore spares the shim when memory runs out, though not before the kubelet (-999) and the daemon.
 	// Whatever a container's score is to be must be set by its OCI spec: it would inherit this one.
 	shimOOMScore = -998
-	// killPace is how often KillShim looks whether the shim is gone.
-	killPace = 5 * time.Millisecond
 	// serveCommand is how the shim is told to serve a pod.
 	serveCommand = "serve"
 )
@@ -166,7 +164,7 @@ func (r *Runtime) killShim(ctx context.Context, sandbox string) error {
 	if len(running) > 0 { // a shim that was told to end may be on its way still
 		r.expectKill(sandbox)
 	}
-	return killAndWait(ctx, running...)
+	return pidfd.KillAll(ctx, running...)
 }
 
 // findShims returns the live shims of a pod: the one on record, and, where there is no readable record, any whose

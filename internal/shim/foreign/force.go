@@ -3,12 +3,12 @@
 package foreign
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/internal/linux/pidfd"
@@ -62,20 +62,9 @@ func (c *command) killShim(s state) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range all { // parents first: what makes processes goes before them
-		if _, err := pidfd.KillIf(p.PID, syscall.SIGKILL, p.Runs); err != nil {
-			return err
-		}
-	}
-	for end := time.Now().Add(callLimit); ; time.Sleep(5 * time.Millisecond) {
-		left := slices.IndexFunc(all, proc.ID.Runs)
-		if left < 0 {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("process %d of the shim survives SIGKILL", all[left].PID)
-		}
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	return pidfd.KillAll(ctx, all...) // parents first: what makes processes goes before them
 }
 
 // shims are the shim that said who it is, or those whose command line names the container, as containerd's convention has it: one that was stuck from the
