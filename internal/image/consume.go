@@ -22,7 +22,7 @@ import (
 const (
 	// consumeFrom is from what size on a compressed layer gives its space back while it is unpacked. Smaller ones go with the next collection.
 	consumeFrom = 1 << 20
-	// consumeStep, or the consumeShare-th part of a large layer, is given back at a time.
+	// consumeStep is given back at a time; of a layer that is unpacked while it comes the consumeShare-th part, if that is more.
 	consumeStep, consumeShare = 1 << 20, 64
 )
 
@@ -94,40 +94,55 @@ func (u *unpacking) openLayer(ctx context.Context, i int) (io.ReadCloser, error)
 		return nil, err
 	}
 	u.s.consuming.add(desc.Digest, 1)
-	return &consumer{s: u.s, f: f, digest: desc.Digest, size: desc.Size}, nil
+	return &consumer{s: u.s, file: returning{File: f, step: consumeStep}, digest: desc.Digest, size: desc.Size}, nil
+}
+
+// returning is a file whose beginning is given back to the disk.
+type returning struct {
+	*os.File
+
+	step   int64 // at a time
+	gone   int64 // was given back
+	cannot bool  // the file system
+}
+
+// giveBack has the disk take back all before at, if that is a step more than it has.
+func (r *returning) giveBack(at int64) error {
+	if at-r.gone < r.step || r.cannot {
+		return nil
+	}
+	err := fsys.PunchHole(r.File, r.gone, at-r.gone)
+	if r.cannot = errors.Is(err, errors.ErrUnsupported); r.cannot {
+		return nil
+	}
+	r.gone = at
+	return err
 }
 
 // consumer is a file that loses what was read of it.
 type consumer struct {
-	s          *Store
-	f          *os.File
-	digest     digest.Digest
-	size       int64
-	read, gone int64
-	cannot     bool // the file system
+	s      *Store
+	file   returning
+	digest digest.Digest
+	size   int64
+	read   int64
 }
 
 func (c *consumer) Read(p []byte) (int, error) {
-	n, err := c.f.Read(p)
+	n, err := c.file.Read(p)
 	c.read += int64(n)
-	if c.read-c.gone < consumeStep || c.cannot {
-		return n, err
+	if gerr := c.file.giveBack(c.read); gerr != nil {
+		return n, gerr
 	}
-	if herr := fsys.PunchHole(c.f, c.gone, c.read-c.gone); errors.Is(herr, errors.ErrUnsupported) {
-		c.cannot = true
-	} else if herr != nil {
-		return n, herr
-	}
-	c.gone = c.read
 	return n, err
 }
 
 // Returns implements layer.Returner. What the disk keeps until a step is done is not in it.
-func (c *consumer) Returns() int64 { return c.size - consumeStep }
+func (c *consumer) Returns() int64 { return c.size - c.file.step }
 
 func (c *consumer) Close() error {
 	c.s.consuming.add(c.digest, -1)
-	return c.f.Close()
+	return c.file.Close()
 }
 
 // consumed drops what is left of a compressed layer.

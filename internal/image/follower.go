@@ -9,7 +9,6 @@ import (
 	"syscall"
 
 	"github.com/berth-run/berth/internal/image/layer"
-	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 const (
@@ -27,18 +26,18 @@ func (a *arrival) follow(ctx context.Context) *follower {
 	a.mu.Lock()
 	a.unpacked = 0
 	a.mu.Unlock()
-	return &follower{a: a, ctx: ctx, stop: stop}
+	return &follower{a: a, ctx: ctx, stop: stop, file: returning{File: a.f, step: max(consumeStep, a.desc.Size/consumeShare)}}
 }
 
 // follower reads an arrival from its start.
 type follower struct {
-	a        *arrival
-	ctx      context.Context
-	stop     context.CancelCauseFunc
-	at, gone int64
-	cannot   bool // the file system
-	mark     struct{ at, unpacked int64 }
-	lately   float64 // what a byte has become since the mark before
+	a      *arrival
+	ctx    context.Context
+	stop   context.CancelCauseFunc
+	file   returning
+	at     int64
+	mark   struct{ at, unpacked int64 }
+	lately float64 // what a byte has become since the mark before
 }
 
 // Read gives what is here, and io.EOF only when all is here and verified.
@@ -50,13 +49,14 @@ func (f *follower) Read(p []byte) (int, error) {
 	if have == f.at {
 		return 0, io.EOF
 	}
-	n, err := f.a.f.ReadAt(p[:min(int64(len(p)), have-f.at)], f.at)
+	n, err := f.file.ReadAt(p[:min(int64(len(p)), have-f.at)], f.at)
 	f.at += int64(n)
 	if errors.Is(err, io.EOF) { // somebody has cut the file
 		err = io.ErrUnexpectedEOF
 	}
 	if err == nil && whole {
-		err = f.giveBack()
+		err = f.file.giveBack(f.at)
+		f.a.given = f.a.given || f.file.gone > 0
 	}
 	return n, err
 }
@@ -94,7 +94,7 @@ func (f *follower) wait() (have int64, whole bool, err error) {
 // rest grows as all of it did until now, or as it did lately if that is less; and unpacking must not take the space that the download needs.
 func (f *follower) mayRead(have, unpacked int64) bool {
 	size := f.a.desc.Size
-	if since := f.at - f.mark.at; since >= max(consumeStep, size/consumeShare) {
+	if since := f.at - f.mark.at; since >= f.file.step {
 		f.lately = float64(unpacked-f.mark.unpacked) / float64(since)
 		f.mark.at, f.mark.unpacked = f.at, unpacked
 	}
@@ -115,25 +115,11 @@ func (f *follower) mayRead(have, unpacked int64) bool {
 	return int64(st.Bavail)*st.Bsize > size-have+size/headStart+spare
 }
 
-// giveBack has the disk take back what was read.
-func (f *follower) giveBack() error {
-	step := max(consumeStep, f.a.desc.Size/consumeShare)
-	if f.at-f.gone < step || f.cannot {
-		return nil
-	}
-	err := fsys.PunchHole(f.a.f, f.gone, f.at-f.gone)
-	if f.cannot = errors.Is(err, errors.ErrUnsupported); f.cannot {
-		return nil
-	}
-	f.a.given, f.gone = true, f.at
-	return err
-}
-
 // Returns implements layer.Returner.
 func (f *follower) Returns() int64 {
 	f.a.mu.Lock()
 	defer f.a.mu.Unlock()
-	return f.a.here - max(consumeStep, f.a.desc.Size/consumeShare)
+	return f.a.here - f.file.step
 }
 
 // Unpacked and Interrupt implement layer.Arriving.
