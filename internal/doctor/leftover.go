@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/linux/fsys"
+	"github.com/berth-run/berth/internal/linux/mount"
 )
 
 // young is how fresh something may be without a pod: it is being made or taken away.
@@ -121,15 +122,17 @@ func (d *Doctor) leakedMounts(ids known) (leaked []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pods := filepath.Join(d.Config.State, "pods") + "/"
-	for line := range strings.Lines(table) {
-		f := strings.Fields(line)
-		if len(f) < 5 || !strings.HasPrefix(f[4], pods) {
+	pods := filepath.Join(d.Config.State, "pods")
+	points, err := mount.BelowIn(strings.NewReader(table), pods)
+	if err != nil {
+		return nil, err
+	}
+	for _, point := range points {
+		if point == pods {
 			continue
 		}
-		point := unescape.Replace(f[4])
-		part := strings.SplitN(strings.TrimPrefix(point, pods), "/", 3)
-		owner := pods + part[0]
+		part := strings.SplitN(strings.TrimPrefix(point, pods+"/"), "/", 3)
+		owner := filepath.Join(pods, part[0])
 		ours := ids[part[0]]
 		if ours && len(part) > 1 && containerID.MatchString(part[1]) {
 			owner, ours = owner+"/"+part[1], ids[part[1]]
@@ -140,9 +143,6 @@ func (d *Doctor) leakedMounts(ids known) (leaked []string, err error) {
 	}
 	return leaked, nil
 }
-
-// unescape turns proc(5)'s way to write odd characters in paths back.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // leakedAddresses tells of what network plugins hold for pods that nobody knows: by our own notes, and by those of the usual address plugin.
 func (d *Doctor) leakedAddresses(ids known) (leaked []string) {

@@ -8,6 +8,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -74,6 +75,16 @@ func Detach(target string) error {
 // Below lists the mount points at and under the folder dir, deepest last.
 func Below(dir string) ([]string, error) {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	return pointsOf(dir, infos, err)
+}
+
+// BelowIn is Below by a table of mounts, as in mountinfo of proc(5).
+func BelowIn(table io.Reader, dir string) ([]string, error) {
+	infos, err := mountinfo.GetMountsFromReader(table, mountinfo.PrefixFilter(dir))
+	return pointsOf(dir, infos, err)
+}
+
+func pointsOf(dir string, infos []*mountinfo.Info, err error) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read mounts below %s: %w", dir, err)
 	}
