@@ -81,6 +81,24 @@ func (p *passage) followed(t *testing.T, dir string) bool {
 	return false
 }
 
+// givenUp begins a pull whose caller leaves after first, in the middle of the layer.
+func (p *passage) givenUp(t *testing.T, s *Store, first func()) {
+	t.Helper()
+	s.abandonAfter = time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p.pauses(func(_ http.ResponseWriter, r *http.Request) {
+		first()
+		cancel()
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	})
+	if _, err := s.Pull(ctx, PullRequest{Ref: p.ref}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	s.flights.wg.Wait()
+}
+
 func (p *passage) assertNothingHalf(t *testing.T, s *Store) {
 	t.Helper()
 	if n := len(s.List()); n > 0 {
@@ -224,19 +242,7 @@ func TestAPullThatIsGivenUpWhileItsLayerIsUnpackedGoesOnLater(t *testing.T) {
 		t.Run(snapshotter, func(t *testing.T) {
 			dir := t.TempDir()
 			s := openWith(t, dir, form(snapshotter))
-			s.abandonAfter = time.Millisecond
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			p.pauses(func(_ http.ResponseWriter, r *http.Request) {
-				p.followed(t, dir)
-				cancel()
-				<-r.Context().Done()
-				panic(http.ErrAbortHandler)
-			})
-			if _, err := s.Pull(ctx, PullRequest{Ref: p.ref}); !errors.Is(err, context.Canceled) {
-				t.Errorf("got %v", err)
-			}
-			s.flights.wg.Wait()
+			p.givenUp(t, s, func() { p.followed(t, dir) })
 			p.assertNothingHalf(t, s)
 			if sent := p.again(t, s, dir); sent > int64(len(p.whole)-p.half) {
 				t.Errorf("%d bytes were sent again of %d, half of which were here", sent, len(p.whole))
@@ -267,18 +273,7 @@ func TestAKillWhileALayerIsUnpackedAsItComesCostsLittle(t *testing.T) {
 func TestAnEarlierLifesHolesAreNotTakenForTheLayer(t *testing.T) {
 	p, dir := newPassage(t), t.TempDir()
 	s := openStore(t, dir)
-	s.abandonAfter = time.Millisecond
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	p.pauses(func(_ http.ResponseWriter, r *http.Request) {
-		cancel()
-		<-r.Context().Done()
-		panic(http.ErrAbortHandler)
-	})
-	if _, err := s.Pull(ctx, PullRequest{Ref: p.ref}); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-	s.flights.wg.Wait()
+	p.givenUp(t, s, func() {})
 	all, err := filepath.Glob(filepath.Join(dir, "image", contentDir, "ingest", "*", "data"))
 	if err != nil || len(all) != 1 {
 		t.Fatalf("downloads are %v, %v", all, err)

@@ -68,21 +68,34 @@ func sample(t *testing.T, text, series string) float64 {
 	return -1
 }
 
+// endpoint is the path for the socket of a metrics and debug endpoint, and the configuration that asks for it.
+func endpoint(tb testing.TB) (socket, config string) {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "bm")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	socket = filepath.Join(dir, "m.sock")
+	return socket, fmt.Sprintf("[metrics]\naddress = %q\ndebug = true\n", "unix://"+socket)
+}
+
+// watchedNode is a node with such an endpoint.
+func watchedNode(t *testing.T) (k *kubelet.Kubelet, socket string) {
+	t.Helper()
+	socket, config := endpoint(t)
+	return node(t, daemon.Spec{Config: config}), socket
+}
+
 func TestTheMetricsEndpointCountsWhatWasDone(t *testing.T) {
 	t.Parallel()
 	berthOnly(t)
-	dir, err := os.MkdirTemp("", "bm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "m.sock")
-	k := node(t, daemon.Spec{Config: fmt.Sprintf("[metrics]\naddress = %q\ndebug = true\n", "unix://"+socket)})
+	k, socket := watchedNode(t)
 	get := overSocket(t, socket)
 	p := k.RunPod(k.PodConfig("nobodys-label"))
 	c := p.Start(k.Forever("main"))
 	p.Start(k.Shell("ended", "true")).WaitExit()
-	_, err = k.D.Runtime.ContainerStatus(k.Ctx(), &cri.ContainerStatusRequest{ContainerId: strings.Repeat("0", 64)})
+	_, err := k.D.Runtime.ContainerStatus(k.Ctx(), &cri.ContainerStatusRequest{ContainerId: strings.Repeat("0", 64)})
 	wantError(t, err, []codes.Code{codes.NotFound})
 	text := get("/metrics")
 	for series, want := range map[string]float64{
@@ -146,13 +159,7 @@ func TestMetricsAreOffByDefault(t *testing.T) {
 func TestALiveDaemonIsLookedInto(t *testing.T) {
 	t.Parallel()
 	berthOnly(t)
-	dir, err := os.MkdirTemp("", "bm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "m.sock")
-	k := node(t, daemon.Spec{Config: fmt.Sprintf("[metrics]\naddress = %q\ndebug = true\n", "unix://"+socket)})
+	k, socket := watchedNode(t)
 	c := k.RunPod(k.PodConfig("patient")).Start(k.Forever("main"))
 
 	ctx, leave := context.WithCancel(k.Ctx())

@@ -28,13 +28,8 @@ import (
 //
 //	go test -run '^$' -bench Lists -benchtime 100x ./test/integration
 func BenchmarkLists(b *testing.B) {
-	dir, err := os.MkdirTemp("/tmp", "bl-")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "m.sock")
-	d := daemon.Start(b, daemon.Spec{Config: fmt.Sprintf("[metrics]\naddress = %q\ndebug = true\n", "unix://"+socket)})
+	socket, config := endpoint(b)
+	d := daemon.Start(b, daemon.Spec{Config: config})
 	k := &kubelet.Kubelet{T: b, D: d}
 	if err := d.WaitNetwork(k.Ctx(), true); err != nil {
 		b.Fatal(err)
