@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,10 +24,6 @@ const (
 	DefaultExecLimit = 16 << 20
 	// streamLimit bounds the handshake on the stdio socket.
 	streamLimit = 10 * time.Second
-	// drainLimit bounds the wait for output once the process has ended. The shim hangs up by itself well before, even if a
-	// background child of the process keeps the pipe, so this is for a shim that is broken: on a busy node, a shorter
-	// wait would cut off output that is on its way.
-	drainLimit = 5 * time.Second
 	// killLimit bounds the kill of an exec that timed out.
 	killLimit = 10 * time.Second
 	// forgetLimit bounds what an exec's caller waits for the shim to forget it.
@@ -77,38 +72,32 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	}
 	launched = sync.OnceFunc(launched)
 	defer launched()
-	conns, err := s.openStreams(ctx, id, req.ID, shimapi.Lease, shimapi.Stdout, shimapi.Stderr)
+	lease, stdout, stderr, err := s.openPipes(ctx, id, req)
 	if err != nil {
 		return ExecResult{}, translate("exec in", id, err)
 	}
-	defer conns[0].Close()
-	stdout, stderr := newCapture(conns[1], req.Limit), newCapture(conns[2], req.Limit)
+	// The end of the lease has the shim forget the exec.
+	defer lease.Close()
 	defer stdout.close()
 	defer stderr.close()
 
-	code, started, err := s.execToEnd(ctx, id, req, launched)
-	drained, cancel := context.WithTimeout(context.Background(), drainLimit)
-	defer cancel()
+	code, err := s.execToEnd(ctx, id, req, lease, launched)
 	result := ExecResult{ExitCode: code}
 	var cut [2]bool
-	result.Stdout, cut[0] = stdout.finish(drained)
-	result.Stderr, cut[1] = stderr.finish(drained)
+	result.Stdout, cut[0] = stdout.finish()
+	result.Stderr, cut[1] = stderr.finish()
 	result.Truncated = cut[0] || cut[1]
-	if started { // only now: output that is still on its way would be forgotten, too
-		s.forgetExec(context.WithoutCancel(ctx), id, req.ID)
-	}
 	return result, translate("exec in", id, err)
 }
 
-// execToEnd starts the command, says so to launched, and sees to it that it has ended on return. If it was started and has ended, the shim is to forget it.
-func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launched func()) (code int, started bool, err error) {
+// execToEnd starts the command, says so to launched, and sees to it that it has ended on return.
+func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, lease net.Conn, launched func()) (code int, err error) {
 	// The calls go on while ctx has ended but the command has not.
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	type outcome struct {
-		code    int
-		started bool
-		err     error
+		code int
+		err  error
 	}
 	done := make(chan outcome, 1)
 	go func() {
@@ -116,8 +105,7 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launch
 		o.err = s.exec(calls, id, req)
 		launched()
 		if o.err == nil {
-			o.started = true
-			o.code, o.err = s.waitExec(calls, id, req.ID)
+			o.code, o.err = s.exitOf(calls, id, req.ID, lease)
 		}
 		done <- o
 	}()
@@ -138,13 +126,13 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, launch
 			case <-kill.Done():
 				timer.Stop()
 				// The cause alone is for errors.Is: the shim's trouble must not pass for the exec's.
-				return 0, false, fmt.Errorf("%w; whether it has ended is not known: %s", context.Cause(ctx), errors.Join(killErr, kill.Err()).Error())
+				return 0, fmt.Errorf("%w; whether it has ended is not known: %s", context.Cause(ctx), errors.Join(killErr, kill.Err()).Error())
 			}
 			timer.Stop()
 		}
 		o.err = context.Cause(ctx)
 	}
-	return o.code, o.started, o.err
+	return o.code, o.err
 }
 
 func (s *Shim) exec(ctx context.Context, id string, req ExecRequest) error {
@@ -153,6 +141,14 @@ func (s *Shim) exec(ctx context.Context, id string, req ExecRequest) error {
 			Stdout: true, Stderr: true, Lease: true})
 		return err
 	})
+}
+
+// exitOf waits for the exit code. When the lease breaks, the other connection tells why.
+func (s *Shim) exitOf(ctx context.Context, id, execID string, lease net.Conn) (int, error) {
+	if code, err := shimapi.ReadExecExit(lease); err == nil {
+		return int(code), nil
+	}
+	return s.waitExec(ctx, id, execID)
 }
 
 func (s *Shim) waitExec(ctx context.Context, id, execID string) (code int, err error) {
@@ -183,24 +179,6 @@ func (s *Shim) forgetExec(ctx context.Context, id, execID string) {
 	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrShimGone) {
 		s.runtime.log.Warn("exec is not forgotten", "sandbox", s.sandbox, "container", id, "exec", execID, "error", err)
 	}
-}
-
-// capture reads one output stream to its end and keeps its beginning.
-type capture struct {
-	conn  net.Conn
-	limit int64
-	ended chan struct{}
-
-	// To be read once ended is closed.
-	kept []byte
-	more bool
-}
-
-// newCapture starts to read.
-func newCapture(conn net.Conn, limit int64) *capture {
-	c := &capture{conn: conn, limit: limit, ended: make(chan struct{})}
-	go c.read()
-	return c
 }
 
 // openStream connects to the stdio socket and waits until the shim has the stream registered.
@@ -254,39 +232,4 @@ func closeAll(conns []net.Conn) {
 	for _, conn := range conns {
 		conn.Close()
 	}
-}
-
-var captureBuffers = sync.Pool{New: func() any { buffer := make([]byte, 32<<10); return &buffer }}
-
-// read goes on beyond the limit, and drops what it reads: the command must not block on a full pipe.
-func (c *capture) read() {
-	defer close(c.ended)
-	buffer := captureBuffers.Get().(*[]byte)
-	defer captureBuffers.Put(buffer)
-	for {
-		n, err := c.conn.Read(*buffer)
-		take := min(int64(n), c.limit-int64(len(c.kept)))
-		c.kept = append(c.kept, (*buffer)[:take]...)
-		c.more = c.more || take < int64(n)
-		if err != nil {
-			return
-		}
-	}
-}
-
-// finish returns the output when the stream has ended, or what there is when limit has.
-func (c *capture) finish(limit context.Context) (output []byte, truncated bool) {
-	select {
-	case <-c.ended:
-		return slices.Clip(c.kept), c.more
-	case <-limit.Done():
-		c.close()
-		return slices.Clip(c.kept), true
-	}
-}
-
-// close hangs up and waits for the reader.
-func (c *capture) close() {
-	c.conn.Close()
-	<-c.ended
 }

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shimapi"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 	"github.com/berth-run/berth/internal/shimapi/task"
@@ -137,12 +138,14 @@ type fakeShim struct {
 	mu      sync.Mutex
 	conns   []net.Conn
 	streams map[shimapi.StreamHeader]net.Conn
+	pipes   map[shimapi.StreamHeader][]*os.File
 }
 
 // listenAs makes the sandbox's sockets, as StartShim does.
 func listenAs(t *testing.T, r *Runtime) *fakeShim {
 	t.Helper()
-	f := &fakeShim{t: t, dir: r.podDir(testSandbox), gone: make(chan struct{}), streams: make(map[shimapi.StreamHeader]net.Conn)}
+	f := &fakeShim{t: t, dir: r.podDir(testSandbox), gone: make(chan struct{}),
+		streams: make(map[shimapi.StreamHeader]net.Conn), pipes: make(map[shimapi.StreamHeader][]*os.File)}
 	if err := makeDir(f.dir); err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +226,11 @@ func (f *fakeShim) die() {
 	for _, conn := range f.streams {
 		conn.Close()
 	}
+	for _, pipes := range f.pipes {
+		for _, p := range pipes {
+			p.Close() // again, mostly
+		}
+	}
 }
 
 func (f *fakeShim) serveStdio() {
@@ -231,13 +239,22 @@ func (f *fakeShim) serveStdio() {
 		if err != nil {
 			return
 		}
-		header, err := shimapi.ReadStreamHeader(conn)
+		rights := sock.NewRights(conn.(*net.UnixConn), shimapi.PipesOfLease)
+		header, err := shimapi.ReadStreamHeader(rights)
+		var pipes []*os.File
+		for _, fd := range rights.Take() {
+			pipes = append(pipes, os.NewFile(uintptr(fd), "pipe"))
+		}
 		if err != nil {
 			f.t.Errorf("stream header: %v", err)
 			conn.Close()
 			continue
 		}
+		header.Pipes = false
 		if header.ExecID == "refused" {
+			for _, p := range pipes {
+				p.Close()
+			}
 			_ = shimapi.WriteStreamAnswer(conn, errors.New("too many streams")) // the client's test fails otherwise
 			conn.Close()
 			continue
@@ -245,6 +262,7 @@ func (f *fakeShim) serveStdio() {
 		f.mu.Lock() // before the answer, after which the client may ask for what uses it
 		old := f.streams[header]
 		f.streams[header] = conn
+		f.pipes[header] = pipes
 		f.mu.Unlock()
 		if old != nil { // the lease of an earlier exec of this ID
 			old.Close()
@@ -260,6 +278,14 @@ func (f *fakeShim) stream(req *shimpb.ExecRequest, stream shimapi.Stream) net.Co
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.streams[shimapi.StreamHeader{ID: req.Id, ExecID: req.ExecId, Stream: stream}]
+}
+
+// outputs are the pipes that the client has sent for the exec, with its lease.
+func (f *fakeShim) outputs(req *shimpb.ExecRequest) (stdout, stderr *os.File) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	pipes := f.pipes[shimapi.StreamHeader{ID: req.Id, ExecID: req.ExecId, Stream: shimapi.Lease}]
+	return pipes[0], pipes[1]
 }
 
 func (f *fakeShim) Create(_ context.Context, req *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {

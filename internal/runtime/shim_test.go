@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -320,32 +319,31 @@ func TestSocketPathsLongerThanTheKernelTakes(t *testing.T) {
 	}
 }
 
-// execOn lets the fake run an "exec" whose output is written by run in the background, which returns the exit code.
-func execOn(f *fakeShim, run func(stdout, stderr net.Conn) uint32) (ended chan uint32) {
-	ended = make(chan uint32, 1)
+// execOn lets the fake run an "exec" whose output is written by run in the background, which returns the exit code. What it leaves open stays so.
+func execOn(f *fakeShim, run func(stdout, stderr *os.File) uint32) {
 	f.exec = func(req *shimpb.ExecRequest) error {
-		stdout, stderr := f.stream(req, shimapi.Stdout), f.stream(req, shimapi.Stderr)
+		lease := f.stream(req, shimapi.Lease)
+		stdout, stderr := f.outputs(req)
 		f.group.Add(1)
-		go func() { defer f.group.Done(); ended <- run(stdout, stderr) }()
+		go func() {
+			defer f.group.Done()
+			code := run(stdout, stderr)
+			select {
+			case <-f.gone:
+			default:
+				_ = shimapi.WriteExecExit(lease, code) // the client may be gone: its matter
+			}
+		}()
 		return nil
 	}
-	f.wait = func(ctx context.Context, _ *task.WaitRequest) (*task.WaitResponse, error) {
-		select {
-		case code := <-ended:
-			return exited(code), nil
-		case <-f.gone:
-			return nil, f.hang(ctx)
-		}
-	}
-	f.delete = func(*task.DeleteRequest) error { return nil }
-	return ended
+	f.wait = func(ctx context.Context, _ *task.WaitRequest) (*task.WaitResponse, error) { return nil, f.hang(ctx) }
 }
 
 func TestExecSyncKeepsTheBeginningAndReadsAll(t *testing.T) {
 	leakCheck(t)
 	r := newRuntime(t, Config{})
 	f := listenAs(t, r).serve()
-	execOn(f, func(stdout, stderr net.Conn) uint32 {
+	execOn(f, func(stdout, stderr *os.File) uint32 {
 		chunk := bytes.Repeat([]byte("x"), 1<<20)
 		for range 32 { // would block on a reader that stops at its limit
 			stdout.Write(chunk)
@@ -361,41 +359,48 @@ func TestExecSyncKeepsTheBeginningAndReadsAll(t *testing.T) {
 	}
 }
 
-func TestExecSyncDoesNotWaitForAStreamThatStaysOpen(t *testing.T) {
+// TestOutputBeforeTheExitIsKeptAndNothingElseWaitedFor: children that an exec leaves behind may hold its output for ever, or write for ever.
+func TestOutputBeforeTheExitIsKeptAndNothingElseWaitedFor(t *testing.T) {
 	leakCheck(t)
 	r := newRuntime(t, Config{})
 	f := listenAs(t, r).serve()
-	execOn(f, func(stdout, stderr net.Conn) uint32 { stdout.Write([]byte("out")); return 0 })
-	begin := time.Now()
-	result, err := f.connect(r).ExecSync(timeout(t, 20*time.Second), "c", ExecRequest{})
-	if err != nil || string(result.Stdout) != "out" || time.Since(begin) > drainLimit+5*time.Second {
-		t.Errorf("%+v, %v after %s", result, err, time.Since(begin))
+	shim := f.connect(r)
+	all := bytes.Repeat([]byte("x"), 60<<10) // in one write, and nobody need read for that
+	for range 50 {
+		execOn(f, func(stdout, stderr *os.File) uint32 { stdout.Write(all); return 0 })
+		begin := time.Now()
+		result, err := shim.ExecSync(timeout(t, 20*time.Second), "c", ExecRequest{})
+		if err != nil || !bytes.Equal(result.Stdout, all) || result.Truncated || time.Since(begin) > 10*time.Second {
+			t.Fatalf("%d bytes, truncated %v, %v after %s", len(result.Stdout), result.Truncated, err, time.Since(begin))
+		}
 	}
+	var child sync.WaitGroup
+	execOn(f, func(stdout, stderr *os.File) uint32 {
+		stderr.Write([]byte("said"))
+		child.Go(func() {
+			for err := error(nil); err == nil; _, err = stdout.Write(all) { // until nobody reads
+			}
+		})
+		return 3
+	})
+	result, err := shim.ExecSync(timeout(t, 20*time.Second), "c", ExecRequest{})
+	if err != nil || string(result.Stderr) != "said" || result.ExitCode != 3 {
+		t.Errorf("%d bytes, %q, code %d, %v", len(result.Stdout), result.Stderr, result.ExitCode, err)
+	}
+	child.Wait()
 }
 
-// TestOutputThatComesAfterTheExitIsKept: the shim makes an exit known at once, and an exec that is forgotten says nothing more.
-func TestOutputThatComesAfterTheExitIsKept(t *testing.T) {
+// TestABrokenLeaseIsNotAnExit: the shim is asked over its other connection.
+func TestABrokenLeaseIsNotAnExit(t *testing.T) {
 	leakCheck(t)
 	r := newRuntime(t, Config{})
 	f := listenAs(t, r).serve()
-	var late sync.WaitGroup
-	execOn(f, func(stdout, stderr net.Conn) uint32 {
-		stderr.Close()
-		late.Go(func() {
-			time.Sleep(50 * time.Millisecond)
-			stdout.Write([]byte("late"))
-			stdout.Close()
-		})
-		return 0
-	})
-	f.delete = func(req *task.DeleteRequest) error {
-		return f.streams[shimapi.StreamHeader{ID: req.Id, ExecID: req.ExecId, Stream: shimapi.Stdout}].Close()
-	}
+	f.exec = func(req *shimpb.ExecRequest) error { return f.stream(req, shimapi.Lease).Close() }
+	f.wait = func(context.Context, *task.WaitRequest) (*task.WaitResponse, error) { return exited(9), nil }
 	result, err := f.connect(r).ExecSync(timeout(t, 20*time.Second), "c", ExecRequest{})
-	if err != nil || string(result.Stdout) != "late" || result.Truncated {
+	if err != nil || result.ExitCode != 9 {
 		t.Errorf("%+v, %v", result, err)
 	}
-	late.Wait()
 }
 
 func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {
@@ -405,7 +410,7 @@ func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {
 	shim := f.connect(r)
 	run := func(ctx context.Context, limit time.Duration, begun func()) (ExecResult, error) {
 		dead := make(chan struct{})
-		ended := execOn(f, func(stdout, stderr net.Conn) uint32 {
+		execOn(f, func(stdout, stderr *os.File) uint32 {
 			stdout.Write([]byte("before"))
 			begun()
 			<-dead
@@ -426,7 +431,6 @@ func TestExecSyncKillsAtItsTimeoutOrWithItsCaller(t *testing.T) {
 			}
 			return nil
 		}
-		_ = ended
 		return shim.ExecSync(ctx, "c", ExecRequest{ID: "e", Timeout: limit})
 	}
 	result, err := run(timeout(t, 20*time.Second), time.Second, func() {})
@@ -451,8 +455,6 @@ func TestExecSyncFailures(t *testing.T) {
 		t.Errorf("refused stream: %v", err)
 	}
 	f.exec = func(req *shimpb.ExecRequest) error {
-		f.stream(req, shimapi.Stdout).Close()
-		f.stream(req, shimapi.Stderr).Close()
 		return status.Error(codes.Unknown, `exec: "nope": not found`)
 	}
 	_, err = shim.ExecSync(ctx, "c", ExecRequest{})
@@ -460,8 +462,7 @@ func TestExecSyncFailures(t *testing.T) {
 		t.Errorf("exec that does not start: %v", err)
 	}
 	started := make(chan struct{})
-	execOn(f, func(stdout, stderr net.Conn) uint32 { close(started); return 0 })
-	f.wait = func(ctx context.Context, _ *task.WaitRequest) (*task.WaitResponse, error) { return nil, f.hang(ctx) }
+	execOn(f, func(stdout, stderr *os.File) uint32 { close(started); <-f.gone; return 0 })
 	go func() { <-started; f.die() }()
 	_, err = shim.ExecSync(ctx, "c", ExecRequest{})
 	want(t, "shim dies", err, ErrShimGone, "exec in container c")

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/linux/pty"
 	"github.com/berth-run/berth/internal/linux/reaper"
+	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shim/rpc"
 	"github.com/berth-run/berth/internal/shim/wire"
 	"github.com/berth-run/berth/internal/shimapi"
@@ -32,6 +33,8 @@ type exec struct {
 	process *process
 	clients clients
 	lease   *net.UnixConn // nil: the exec does not depend on its client
+	reports bool          // the lease hears of the exit
+	pipes   []int         // that the lease has brought, until the process has them
 	tty     bool
 	size    pty.Size // for a terminal that the runtime gives none
 
@@ -57,6 +60,7 @@ func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
 		}
 	}
 	e.clients.hangUp()
+	sock.CloseAll(e.pipes)
 	e.release()
 	t.removeExec(e)
 	return 0, err
@@ -132,23 +136,23 @@ func (t *task) allExecs() []*exec {
 
 // connect takes the connections that the client has made for this exec.
 func (e *exec) connect(t *task, req *wire.ExecRequest, waiting *streams) error {
-	wanted := [3]bool{req.Stdin, req.Stdout, req.Stderr}
+	if req.Lease {
+		lease, ok := waiting.take(t.id, e.id, shimapi.Lease)
+		if !ok {
+			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: the lease is not connected to the stdio socket", e.id)
+		}
+		e.lease, e.pipes, e.reports = lease.conn, lease.pipes, lease.pipes != nil
+	}
+	wanted := [3]bool{req.Stdin, req.Stdout && !e.reports, req.Stderr && !e.reports}
 	for i, stream := range []shimapi.Stream{shimapi.Stdin, shimapi.Stdout, shimapi.Stderr} {
 		if !wanted[i] {
 			continue
 		}
-		conn, ok := waiting.take(t.id, e.id, stream)
+		found, ok := waiting.take(t.id, e.id, stream)
 		if !ok {
 			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: %s is not connected to the stdio socket", e.id, stream)
 		}
-		e.clients[i] = conn
-	}
-	if req.Lease {
-		conn, ok := waiting.take(t.id, e.id, shimapi.Lease)
-		if !ok {
-			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: the lease is not connected to the stdio socket", e.id)
-		}
-		e.lease = conn
+		e.clients[i] = found.conn
 	}
 	return nil
 }
@@ -160,15 +164,17 @@ func (e *exec) release() {
 	}
 }
 
-// hold waits for the end of the lease. When the client has hung up rather than let the exec be deleted, it ends the exec.
+// hold waits for the end of the lease. When the client has hung up rather than let the exec be deleted, it ends the exec if need be, and forgets it.
 func (e *exec) hold(t *task, lease *net.UnixConn) {
 	_, err := lease.Read(make([]byte, 1))
 	lease.Close()
 	if errors.Is(err, net.ErrClosed) {
 		return
 	}
-	t.slog.Info("the client of an exec is gone", "container", t.id, "exec", e.id)
-	e.abandon(t)
+	if !e.process.ended() {
+		t.slog.Info("the client of an exec is gone", "container", t.id, "exec", e.id)
+		e.abandon(t)
+	}
 	e.process.closeStreams()
 	t.removeExec(e)
 }
@@ -179,9 +185,6 @@ const hangUpGrace = 2 * time.Second
 // abandon ends an exec as the end of a terminal's line does: SIGHUP, and SIGKILL for what is deaf to it. What the process has
 // put into the background, and shielded from SIGHUP, lives on once the process itself has ended.
 func (e *exec) abandon(t *task) {
-	if e.process.ended() {
-		return
-	}
 	grace := time.NewTimer(hangUpGrace)
 	defer grace.Stop()
 	select {
@@ -209,6 +212,9 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 		return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
 	}
 	e.tty = string(terminal) == "true"
+	if e.tty && e.reports {
+		return rpc.Errorf(rpc.InvalidArgument, "exec %s: a terminal's output comes over a connection, not into pipes", e.id)
+	}
 	if e.tty && !t.options.Native { // runc does it itself, before the process begins
 		if e.size, err = consoleSize(spec); err != nil {
 			return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
@@ -233,7 +239,8 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 			call.args = append(call.args, "--console-socket", call.stdio.tty.address(runtimeExtraFD+1))
 		}
 	} else {
-		call.stdio, err = newStdio(t.runtime.null, t.options, e.clients[0] != nil, e.clients[1] != nil, e.clients[2] != nil)
+		call.stdio, err = newStdio(t.runtime.null, t.options, e.clients[0] != nil, e.clients[1] != nil, e.clients[2] != nil, e.pipes)
+		e.pipes = nil
 	}
 	if err != nil {
 		return err
@@ -271,6 +278,9 @@ func (e *exec) exited(exit reaper.Exit) {
 	}
 	e.clients.hangUp()
 	e.process.finish(exitStatus{pid: exit.PID, code: exit.Code(), signal: exit.Signal(), at: exit.At})
+	if e.reports {
+		_ = shimapi.WriteExecExit(e.lease, exit.Code()) // the client may be gone: hold is told
+	}
 }
 
 // kill signals the exec's process, or its whole tree.

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/fifo"
+	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shim/wire"
 )
 
@@ -25,34 +27,50 @@ type stdio struct {
 	tty    *console    // nil: no terminal
 }
 
-// newStdio makes pipes, of the owner that the options say, for the wanted streams and /dev/null for the others.
-func newStdio(null *os.File, o *wire.CreateOptions, stdin, stdout, stderr bool) (*stdio, error) {
+// newStdio makes pipes, of the owner that the options say, for the wanted streams and /dev/null for the others. Outputs that the client has brought
+// are the process's stdout and stderr; they are closed with s.
+func newStdio(null *os.File, o *wire.CreateOptions, stdin, stdout, stderr bool, brought []int) (*stdio, error) {
 	s := &stdio{child: [3]uintptr{null.Fd(), null.Fd(), null.Fd()}}
+	for i, fd := range brought {
+		s.give(i+1, fd)
+	}
+	if len(brought) > 0 {
+		stdout, stderr = false, false
+	}
 	for i, want := range []bool{stdin, stdout, stderr} {
 		if !want {
 			continue
 		}
-		reader, writer, err := pipe(i > 0)
-		if err == nil && (o.IOUID != 0 || o.IOGID != 0) {
-			if err = syscall.Fchown(int(writer), int(o.IOUID), int(o.IOGID)); err != nil { // one inode for both ends
-				syscall.Close(int(reader))
-				syscall.Close(int(writer))
-				err = fmt.Errorf("give pipe to user %d: %w", o.IOUID, err)
-			}
-		}
+		ours, theirs, err := fifo.Pipe(i > 0)
 		if err != nil {
 			s.close()
 			return nil, err
 		}
 		if i == 0 {
-			s.stdin = writer.file("stdin")
-			s.give(i, reader)
+			s.stdin = ours
 		} else {
-			s.output[i-1] = reader.file("output")
-			s.give(i, writer)
+			s.output[i-1] = ours
 		}
+		s.give(i, theirs)
+	}
+	if err := s.own(int(o.IOUID), int(o.IOGID)); err != nil {
+		s.close()
+		return nil, err
 	}
 	return s, nil
+}
+
+// own gives the process's pipes to a user: each end has the same inode.
+func (s *stdio) own(uid, gid int) error {
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	for _, fd := range s.owned {
+		if err := syscall.Fchown(fd, uid, gid); err != nil {
+			return fmt.Errorf("give pipe to user %d: %w", uid, err)
+		}
+	}
+	return nil
 }
 
 // newTerminal prepares for the terminal that the runtime makes; dir must be private to us.
@@ -64,40 +82,14 @@ func newTerminal(null *os.File, dir, name string) (*stdio, error) {
 	return &stdio{child: [3]uintptr{null.Fd(), null.Fd(), null.Fd()}, tty: tty}, nil
 }
 
-// pipeEnd is one descriptor of a pipe.
-type pipeEnd int
-
-// pipe makes a pipe whose one end, ours, does not block. The process's end must block: non-blocking mode
-// belongs to the open file, and programs do not expect it on their standard streams.
-func pipe(ours bool) (reader, writer pipeEnd, err error) {
-	var fds [2]int
-	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC); err != nil {
-		return -1, -1, fmt.Errorf("make pipe: %w", err)
-	}
-	mine := fds[1]
-	if ours {
-		mine = fds[0]
-	}
-	if err := syscall.SetNonblock(mine, true); err != nil {
-		syscall.Close(fds[0])
-		syscall.Close(fds[1])
-		return -1, -1, fmt.Errorf("make pipe: %w", err)
-	}
-	return pipeEnd(fds[0]), pipeEnd(fds[1]), nil
-}
-
-func (e pipeEnd) file(name string) *os.File { return os.NewFile(uintptr(e), name) }
-
-func (s *stdio) give(i int, end pipeEnd) {
-	s.child[i] = uintptr(end)
-	s.owned = append(s.owned, int(end))
+func (s *stdio) give(i, fd int) {
+	s.child[i] = uintptr(fd)
+	s.owned = append(s.owned, fd)
 }
 
 // started closes the process's ends, so that ours see its end.
 func (s *stdio) started() {
-	for _, fd := range s.owned {
-		syscall.Close(fd)
-	}
+	sock.CloseAll(s.owned)
 	s.owned = nil
 }
 
@@ -168,43 +160,17 @@ func (c *console) receive() (*os.File, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}
-	name, rights := make([]byte, 4096), make([]byte, syscall.CmsgSpace(4*8))
-	_, n, _, _, err := conn.ReadMsgUnix(name, rights)
-	if err != nil {
+	rights := sock.NewRights(conn, 1)
+	if _, err := rights.Read(make([]byte, 4096)); err != nil { // its name
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}
-	fds, err := passedFDs(rights[:n])
-	if err != nil {
-		return nil, fmt.Errorf("receive terminal: %w", err)
-	}
-	if len(fds) != 1 {
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-		return nil, fmt.Errorf("receive terminal: got %d descriptors", len(fds))
+	fds := rights.Take()
+	if len(fds) == 0 {
+		return nil, errors.New("receive terminal: no descriptor came")
 	}
 	if err := syscall.SetNonblock(fds[0], true); err != nil {
-		syscall.Close(fds[0])
+		sock.CloseAll(fds)
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}
 	return os.NewFile(uintptr(fds[0]), "terminal"), nil
-}
-
-func passedFDs(control []byte) ([]int, error) {
-	messages, err := syscall.ParseSocketControlMessage(control)
-	if err != nil {
-		return nil, err
-	}
-	var all []int
-	for _, message := range messages {
-		fds, err := syscall.ParseUnixRights(&message)
-		if errors.Is(err, syscall.EINVAL) { // another kind of message
-			continue
-		}
-		if err != nil {
-			return all, err
-		}
-		all = append(all, fds...)
-	}
-	return all, nil
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shim/rpc"
 	"github.com/berth-run/berth/internal/shimapi"
 )
@@ -35,9 +36,16 @@ type streams struct {
 	closed  bool
 }
 
+// waitingStream is what one connection has brought.
 type waitingStream struct {
 	conn   *net.UnixConn
+	pipes  []int // of a lease: what the process's stdout and stderr are to be
 	expiry *time.Timer
+}
+
+func (w *waitingStream) close() {
+	w.conn.Close()
+	sock.CloseAll(w.pipes)
 }
 
 func newStreams(log *slog.Logger) *streams {
@@ -63,7 +71,7 @@ func (s *streams) serve(listener *net.UnixListener) {
 
 // admit reads the header and answers.
 func (s *streams) admit(conn *net.UnixConn) {
-	header, err := s.identify(conn)
+	header, pipes, err := s.identify(conn)
 	if err == nil && header.ExecID == "" {
 		s.mu.Lock()
 		s.unknown--
@@ -73,35 +81,52 @@ func (s *streams) admit(conn *net.UnixConn) {
 		}
 		return
 	}
+	stream := &waitingStream{conn: conn, pipes: pipes}
 	s.mu.Lock()
 	s.unknown--
 	if err == nil {
-		err = s.addLocked(header, conn)
+		err = s.addLocked(header, stream)
 	}
 	s.mu.Unlock()
 	if err != nil {
+		sock.CloseAll(pipes)
 		s.refuse(conn, err)
 		return
 	}
 	// From here on the connection may already have been taken: the exec cannot come before the answer from a
 	// client that keeps to the protocol.
 	if err := shimapi.WriteStreamAnswer(conn, nil); err != nil {
-		s.drop(header, conn)
+		s.drop(header, stream)
 	}
 }
 
-func (s *streams) identify(conn *net.UnixConn) (shimapi.StreamHeader, error) {
+// identify reads a connection's header, and takes the pipes that come with it.
+func (s *streams) identify(conn *net.UnixConn) (header shimapi.StreamHeader, pipes []int, err error) {
 	if err := conn.SetDeadline(time.Now().Add(streamWait)); err != nil {
-		return shimapi.StreamHeader{}, err
+		return header, nil, err
 	}
 	if err := samePeer(conn); err != nil {
-		return shimapi.StreamHeader{}, err
+		return header, nil, err
 	}
-	header, err := shimapi.ReadStreamHeader(conn)
+	rights := sock.NewRights(conn, shimapi.PipesOfLease)
+	header, err = shimapi.ReadStreamHeader(rights)
+	pipes = rights.Take()
+	want := 0
+	if header.Pipes {
+		want = shimapi.PipesOfLease
+	}
+	if err == nil && len(pipes) != want {
+		err = fmt.Errorf("%d descriptors came with the header, want %d", len(pipes), want)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
 	if err != nil {
-		return header, err
+		sock.CloseAll(pipes)
+		return header, nil, err
 	}
-	return header, conn.SetDeadline(time.Time{})
+	header.Pipes = false // it is known by its other parts
+	return header, pipes, nil
 }
 
 // samePeer refuses other users than ours, should the socket's mode ever let them in.
@@ -128,14 +153,15 @@ func samePeer(conn *net.UnixConn) error {
 }
 
 // addLocked registers the stream until it is taken or streamWait is over. Preconditions: s.mu is held.
-func (s *streams) addLocked(header shimapi.StreamHeader, conn *net.UnixConn) error {
+func (s *streams) addLocked(header shimapi.StreamHeader, stream *waitingStream) error {
 	if s.closed {
 		return errors.New("the shim is ending")
 	}
 	if _, ok := s.waiting[header]; ok {
 		return fmt.Errorf("%s of exec %s is connected already", header.Stream, header.ExecID)
 	}
-	s.waiting[header] = &waitingStream{conn: conn, expiry: time.AfterFunc(streamWait, func() { s.drop(header, conn) })}
+	stream.expiry = time.AfterFunc(streamWait, func() { s.drop(header, stream) })
+	s.waiting[header] = stream
 	return nil
 }
 
@@ -147,22 +173,21 @@ func (s *streams) refuse(conn *net.UnixConn, reason error) {
 }
 
 // drop closes the stream if it is still waiting.
-func (s *streams) drop(header shimapi.StreamHeader, conn *net.UnixConn) {
+func (s *streams) drop(header shimapi.StreamHeader, stream *waitingStream) {
 	s.mu.Lock()
-	found, ok := s.waiting[header]
-	ok = ok && found.conn == conn
+	ok := s.waiting[header] == stream
 	if ok {
 		delete(s.waiting, header)
 	}
 	s.mu.Unlock()
 	if ok {
-		found.expiry.Stop()
-		conn.Close()
+		stream.expiry.Stop()
+		stream.close()
 	}
 }
 
 // take hands over a waiting stream.
-func (s *streams) take(id, exec string, stream shimapi.Stream) (*net.UnixConn, bool) {
+func (s *streams) take(id, exec string, stream shimapi.Stream) (*waitingStream, bool) {
 	header := shimapi.StreamHeader{ID: id, ExecID: exec, Stream: stream}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,7 +197,7 @@ func (s *streams) take(id, exec string, stream shimapi.Stream) (*net.UnixConn, b
 	}
 	delete(s.waiting, header)
 	found.expiry.Stop()
-	return found.conn, true
+	return found, true
 }
 
 // close drops all that waits and refuses what still comes.
@@ -182,7 +207,7 @@ func (s *streams) close() {
 	s.closed = true
 	for header, found := range s.waiting {
 		found.expiry.Stop()
-		found.conn.Close()
+		found.close()
 		delete(s.waiting, header)
 	}
 }

@@ -169,7 +169,7 @@ func (t *task) newStdio() (*stdio, error) {
 	if t.paths != nil {
 		stdin, stdout, stderr = t.clients.wanted()
 	}
-	return newStdio(t.runtime.null, t.options, stdin, stdout, stderr)
+	return newStdio(t.runtime.null, t.options, stdin, stdout, stderr, nil)
 }
 
 // wire connects the container's output with its log, or its streams with containerd's.

@@ -97,6 +97,7 @@ func TestBadStreamHeaders(t *testing.T) {
 		"not JSON":       frame(3, "abc"),
 		"no id":          frame(19, `{"stream":"stdout"}`),
 		"unknown stream": frame(25, `{"id":"a","stream":"std"}`),
+		"stray pipes":    frame(41, `{"id":"a","stream":"stdout","pipes":true}`),
 	} {
 		if header, err := ReadStreamHeader(strings.NewReader(data)); !errors.Is(err, ErrStreamHeader) {
 			t.Errorf("%s: %+v, %v", name, header, err)
@@ -109,6 +110,21 @@ func TestBadStreamHeaders(t *testing.T) {
 	}
 	if err := WriteStreamHeader(&bytes.Buffer{}, StreamHeader{ID: strings.Repeat("x", MaxStreamHeader)}); !errors.Is(err, ErrStreamHeader) {
 		t.Errorf("oversized header was written: %v", err)
+	}
+}
+
+func TestTheExitOfAnExecIsToldInWhole(t *testing.T) {
+	var conn bytes.Buffer
+	if err := WriteExecExit(&conn, 137); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := ReadExecExit(&conn); code != 137 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	for _, cut := range []string{"", "\x00\x00\x00"} {
+		if code, err := ReadExecExit(strings.NewReader(cut)); err == nil {
+			t.Errorf("%q is exit %d", cut, code)
+		}
 	}
 }
 

@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+
+	"github.com/berth-run/berth/internal/linux/sock"
 )
 
 // MaxStreamHeader bounds the JSON of a stream header.
@@ -24,8 +27,8 @@ const (
 	Stdin  Stream = "stdin"
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
-	// Lease carries nothing. It says that an exec's client is there: when it ends before the exec is deleted, the shim
-	// ends the exec. A killed daemon thus leaves no exec behind.
+	// Lease says that an exec's client is there: when it ends before the exec is deleted, the shim ends the exec, and forgets it in
+	// any case. A killed daemon thus leaves no exec behind. It carries nothing, or with StreamHeader.Pipes the exit: see ReadExecExit.
 	Lease Stream = "lease"
 )
 
@@ -43,22 +46,47 @@ type StreamHeader struct {
 	ID     string `json:"id"`
 	ExecID string `json:"exec_id"`
 	Stream Stream `json:"stream"`
+	// Pipes: with the header of a lease come two descriptors, of the pipes that the exec's stdout and stderr are to be. So nobody needs to copy
+	// what a client only wants to have once the exec has ended.
+	Pipes bool `json:"pipes,omitempty"`
 }
+
+// PipesOfLease is how many descriptors come with the header of a lease with pipes.
+const PipesOfLease = 2
 
 // WriteStreamHeader sends the header in one write.
 func WriteStreamHeader(w io.Writer, header StreamHeader) error {
-	data, err := json.Marshal(header)
+	frame, err := streamHeader(header)
 	if err != nil {
-		return fmt.Errorf("encode stream header: %w", err)
+		return err
 	}
-	if len(data) > MaxStreamHeader {
-		return fmt.Errorf("encode stream header: %w: %d bytes", ErrStreamHeader, len(data))
-	}
-	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data)))
-	if _, err := w.Write(append(frame, data...)); err != nil {
+	if _, err := w.Write(frame); err != nil {
 		return fmt.Errorf("write stream header: %w", err)
 	}
 	return nil
+}
+
+// WritePipesHeader sends the header of a lease with the descriptors of its pipes, of which the caller keeps its own.
+func WritePipesHeader(conn *net.UnixConn, id, execID string, stdout, stderr int) error {
+	frame, err := streamHeader(StreamHeader{ID: id, ExecID: execID, Stream: Lease, Pipes: true})
+	if err != nil {
+		return err
+	}
+	if err := sock.WriteRights(conn, frame, stdout, stderr); err != nil {
+		return fmt.Errorf("write stream header: %w", err)
+	}
+	return nil
+}
+
+func streamHeader(header StreamHeader) ([]byte, error) {
+	data, err := json.Marshal(header)
+	if err != nil {
+		return nil, fmt.Errorf("encode stream header: %w", err)
+	}
+	if len(data) > MaxStreamHeader {
+		return nil, fmt.Errorf("encode stream header: %w: %d bytes", ErrStreamHeader, len(data))
+	}
+	return append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data))), data...), nil
 }
 
 // ReadStreamHeader receives a header and checks it. It reads not one byte more than the header.
@@ -84,6 +112,8 @@ func ReadStreamHeader(r io.Reader) (StreamHeader, error) {
 		return StreamHeader{}, fmt.Errorf("%w: no container id", ErrStreamHeader)
 	case header.Stream != Stdin && header.Stream != Stdout && header.Stream != Stderr && (header.Stream != Lease || header.ExecID == ""):
 		return StreamHeader{}, fmt.Errorf("%w: unknown stream %q", ErrStreamHeader, header.Stream)
+	case header.Pipes && header.Stream != Lease:
+		return StreamHeader{}, fmt.Errorf("%w: pipes for %s: they come with a lease", ErrStreamHeader, header.Stream)
 	}
 	return header, nil
 }
@@ -125,6 +155,24 @@ func ReadStreamAnswer(r io.Reader) error {
 		return fmt.Errorf("read stream answer: %w", err)
 	}
 	return &RefusedError{Reason: string(text)}
+}
+
+// WriteExecExit tells the client over its lease that the exec has ended.
+func WriteExecExit(w io.Writer, code uint32) error {
+	if _, err := w.Write(binary.BigEndian.AppendUint32(nil, code)); err != nil {
+		return fmt.Errorf("write exit of exec: %w", err)
+	}
+	return nil
+}
+
+// ReadExecExit waits for the exit code, by the shell's rule of an exec whose lease has brought pipes. All that the process has written is in
+// them by then; its children may hold them for longer.
+func ReadExecExit(r io.Reader) (uint32, error) {
+	var code [4]byte
+	if _, err := io.ReadFull(r, code[:]); err != nil {
+		return 0, fmt.Errorf("read exit of exec: %w", err)
+	}
+	return binary.BigEndian.Uint32(code[:]), nil
 }
 
 // MaxAttachFrame bounds the content of one frame of attached output.

@@ -11,7 +11,7 @@ import (
 
 // FuzzStreamHeader reads what a stranger could send to a stdio socket, and what a shim could answer.
 func FuzzStreamHeader(f *testing.F) {
-	for _, h := range []StreamHeader{{ID: "c", Stream: Stdin}, {ID: "c", ExecID: "e", Stream: Lease}, {ID: "é\x00", Stream: Stderr}} {
+	for _, h := range []StreamHeader{{ID: "c", Stream: Stdin}, {ID: "c", ExecID: "e", Stream: Lease}, {ID: "é\x00", Stream: Stderr}, {ID: "c", ExecID: "e", Stream: Lease, Pipes: true}} {
 		var b bytes.Buffer
 		if err := WriteStreamHeader(&b, h); err != nil {
 			f.Fatal(err)

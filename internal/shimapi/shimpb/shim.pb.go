@@ -281,7 +281,8 @@ type ExecRequest struct {
 	Stdin   bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"`    // whether a stdin connection will come on the stdio socket
 	Stdout  bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr  bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	// Whether a lease connection will come: its end ends the process with all that it has started.
+	// Whether a lease connection will come: its end ends the process with all that it has started. One that brings pipes stands for
+	// the connections of stdout and stderr, too.
 	Lease         bool `protobuf:"varint,7,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
