@@ -18,8 +18,16 @@ import (
 // mountSources looks at what the mounts of a container are made from. A host path that is missing is an error (CRI: Mount.host_path): a folder made
 // in its place would hide the mistake.
 func (m specMaker) mountSources(r pod.SpecRequest) ([]spec.MountSource, error) {
+	doing := r.Doing
+	if doing == nil {
+		doing = func(string) {}
+	}
+	defer doing("")
 	var all []spec.MountSource
 	for i, asked := range r.Container.GetMounts() {
+		if asked.GetImage() == nil {
+			doing(fmt.Sprintf("volume %s (mounts[%d] %s)", asked.GetHostPath(), i, asked.GetContainerPath()))
+		}
 		source, err := m.mountSource(asked, r.Handler, r.ImageMounts[i])
 		if err == nil && asked.GetSelinuxRelabel() && asked.GetImage() == nil {
 			err = relabelSource(asked.GetHostPath(), r.Labels.Mount)

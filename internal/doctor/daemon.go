@@ -151,6 +151,9 @@ var remedies = []struct{ stage, do string }{
 	{"pause", "the OCI runtime does not end: see shim.log in the pod's state folder"},
 	{"rootfs", "a mount does not end: see the kernel's log (dmesg) for trouble of the disk"},
 	{"shim", "the pod's shim does not answer: see shim.log in the pod's state folder; SIGUSR1 makes it write what it is doing there"},
+	{"volume", "the volume's file system does not answer, or giving all of its files a label takes long: look at what serves it, a CSI driver or an NFS server; `umount -f` ends who waits for one that is dead"},
+	{"log folder", "the disk with the pods' logs does not answer: see the kernel's log (dmesg)"},
+	{"NRI plugins", "a plugin does not answer: the daemon's log names it; [nri] request_timeout is how long it may take"},
 	{"cgroup", "the kernel does not let go of a process in the pod's cgroup: see `ps axf` for state D"},
 }
 

@@ -245,6 +245,8 @@ func (c *Container) askStart(ctx context.Context) error {
 	if h == nil {
 		return nil
 	}
+	c.ops.doing(askingPlugins)
+	defer c.ops.doing("")
 	hc := c.forHooks()
 	return h.Ask(ctx, nri.StartContainer, c.sandbox.forHooks(), &hc)
 }

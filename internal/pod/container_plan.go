@@ -113,9 +113,10 @@ func (c *Container) removeTask(ctx context.Context) error {
 // makeSpec makes config.json and notes what was resolved on the way.
 func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
+	defer c.ops.doing("")
 	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
 		CgroupsPath: s.cgroupsPath(c.ID), Paths: c.specPaths(),
-		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux})
+		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux, Doing: c.ops.doing})
 }
 
 // saveSpec puts config.json into the bundle.
@@ -141,6 +142,8 @@ func (c *Container) checkLog() error {
 		return nil
 	}
 	dir := filepath.Dir(c.paths.log)
+	c.ops.doing("log folder " + dir)
+	defer c.ops.doing("")
 	info, err := os.Stat(dir)
 	if err == nil && !info.IsDir() {
 		err = errors.New("not a folder")

@@ -39,6 +39,8 @@ const (
 	hookPatience = 2 * time.Second
 	// evictGrace is what a container that a plugin evicts has to end by itself.
 	evictGrace = 10 * time.Second
+	// askingPlugins is what an operation does that waits for them.
+	askingPlugins = "NRI plugins"
 )
 
 // hooks are m's, or nil where nobody listens.
@@ -93,12 +95,16 @@ func (c *Container) forHooks() nri.Container {
 
 func (s *Sandbox) tell(ctx context.Context, e nri.Event) {
 	if h := s.m.hooks(); h != nil {
+		s.ops.doing(askingPlugins)
+		defer s.ops.doing("")
 		h.Tell(ctx, e, s.forHooks(), nil)
 	}
 }
 
 func (c *Container) tell(ctx context.Context, e nri.Event) {
 	if h := c.m.hooks(); h != nil {
+		c.ops.doing(askingPlugins)
+		defer c.ops.doing("")
 		hc := c.forHooks()
 		h.Tell(ctx, e, c.sandbox.forHooks(), &hc)
 	}
@@ -110,6 +116,8 @@ func (c *Container) toldStopped(ctx context.Context) {
 	if h == nil {
 		return
 	}
+	c.ops.doing(askingPlugins)
+	defer c.ops.doing("")
 	if updates := h.StopContainer(ctx, c.sandbox.forHooks(), c.forHooks()); len(updates) > 0 {
 		if _, err := c.m.HookUpdate(ctx, updates); err != nil {
 			c.log.WarnContext(ctx, "updates of others at the end of a container", "error", err)
@@ -127,6 +135,8 @@ func (c *Container) askCreate(ctx context.Context, spec []byte) (nri.Created, er
 	if !h.Active() && !nri.Demanded(p, c.Config.GetMetadata().GetName()) {
 		return nri.Created{Spec: spec}, nil
 	}
+	c.ops.doing(askingPlugins)
+	defer c.ops.doing("")
 	hc := c.forHooks()
 	hc.Spec = spec
 	made, err := h.CreateContainer(ctx, p, hc)

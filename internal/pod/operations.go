@@ -14,7 +14,7 @@ type Operation struct {
 	// ID is the object's, Object its name in errors.
 	ID, Object string
 	Since      time.Time
-	// Stage tells the steps that are under way, each with its age; "" between steps.
+	// Stage tells the steps that are under way, or what else may hang, each with its age; "" between steps.
 	Stage string
 }
 
@@ -54,5 +54,5 @@ func (o *ops) current() (Operation, bool) {
 	if cur == nil {
 		return Operation{}, false
 	}
-	return Operation{Kind: cur.kind, Object: o.object, Since: cur.since, Stage: o.stage()}, true
+	return Operation{Kind: cur.kind, Object: o.object, Since: cur.since, Stage: o.stageOf(cur)}, true
 }

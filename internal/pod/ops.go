@@ -21,7 +21,7 @@ type ops struct {
 	work  *inFlight
 	log   *slog.Logger
 
-	mu  sync.Mutex // guards cur; never held while an operation runs
+	mu  sync.Mutex // guards cur and what it is doing; never held while an operation runs
 	cur *op
 }
 
@@ -30,12 +30,28 @@ type op struct {
 	since time.Time
 	done  chan struct{}
 	err   error // valid once done is closed
+
+	// What is done outside of the plan's steps and may hang. Guarded by ops.mu.
+	doing      string
+	doingSince time.Time
 }
 
+// answerTime is how long before a request's deadline its caller is told what it waits for, or a twentieth of its patience where that is less.
+// An answer at the deadline itself comes too late: the caller has made one of its own by then, which tells nothing, and it is that which a pod's
+// events show.
+const answerTime = time.Second
+
 // do runs fn as the operation kind, or joins the one of that kind in flight and returns its result; another
-// kind in flight is waited for first. The end of ctx ends only the waiting: fn gets a context of its own that
+// kind in flight is waited for first. The end of ctx, or its deadline's being near, ends only the waiting: fn gets a context of its own that
 // keeps ctx's values. The error is then ErrInFlight, with the stage the work hangs in.
 func (o *ops) do(ctx context.Context, kind string, fn func(context.Context) error) error {
+	var late <-chan time.Time
+	if deadline, ok := ctx.Deadline(); ok {
+		patience := time.Until(deadline)
+		timer := time.NewTimer(patience - min(answerTime, patience/20))
+		defer timer.Stop()
+		late = timer.C
+	}
 	for {
 		cur, mine := o.enter(kind)
 		if mine && !o.work.begin() {
@@ -49,7 +65,9 @@ func (o *ops) do(ctx context.Context, kind string, fn func(context.Context) erro
 				return cur.err
 			}
 		case <-ctx.Done():
-			return o.impatient(ctx, cur, kind)
+			return o.impatient(context.Cause(ctx), cur, kind)
+		case <-late:
+			return o.impatient(context.DeadlineExceeded, cur, kind)
 		}
 	}
 }
@@ -98,8 +116,30 @@ func (o *ops) leave(cur *op, err error) {
 	close(cur.done)
 }
 
-func (o *ops) impatient(ctx context.Context, cur *op, kind string) error {
-	stage := o.stage()
+// doing notes what the operation in flight does outside of the plan's steps, until it is told otherwise or ends; "" is nothing that could hang.
+func (o *ops) doing(what string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.cur != nil {
+		o.cur.doing, o.cur.doingSince = what, time.Now()
+	}
+}
+
+// stageOf is what cur is doing, and for how long; "" between two stages.
+func (o *ops) stageOf(cur *op) string {
+	if stage := o.stage(); stage != "" {
+		return stage
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if cur.doing == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s for %s", cur.doing, time.Since(cur.doingSince).Round(time.Millisecond))
+}
+
+func (o *ops) impatient(why error, cur *op, kind string) error {
+	stage := o.stageOf(cur)
 	if stage != "" {
 		stage = ", in stage " + stage
 	}
@@ -108,7 +148,7 @@ func (o *ops) impatient(ctx context.Context, cur *op, kind string) error {
 		what = kind + " waits for " + cur.kind + ", which"
 	}
 	return fmt.Errorf("%s: %s has been running for %s%s: %w (%w)", o.object, what,
-		time.Since(cur.since).Round(time.Millisecond), stage, ErrInFlight, context.Cause(ctx))
+		time.Since(cur.since).Round(time.Millisecond), stage, ErrInFlight, why)
 }
 
 // inFlight counts operations, so that a shutdown lets none begin and can wait for those that have.

@@ -189,6 +189,8 @@ type SpecRequest struct {
 	CgroupsPath string
 	// IDs for annotations.
 	SandboxID, ContainerID string
+	// Doing is told what is looked at that may hang, a volume's file system for example; nil: nobody wants to know.
+	Doing func(what string)
 }
 
 // SpecPaths are the paths on the host that a spec refers to; empty: the host's own, or none.

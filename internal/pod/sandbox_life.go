@@ -109,6 +109,8 @@ func (s *Sandbox) run(ctx context.Context) error {
 func (s *Sandbox) appear(ctx context.Context) error {
 	defer s.m.hold()()
 	if h := s.m.hooks(); h != nil {
+		s.ops.doing(askingPlugins)
+		defer s.ops.doing("")
 		if err := h.Ask(ctx, nri.RunSandbox, s.forHooks(), nil); err != nil {
 			return err
 		}
