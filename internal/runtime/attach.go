@@ -72,7 +72,7 @@ func (a *attachSession) start(ctx context.Context) error {
 		return err
 	}
 	go func() {
-		copyInput(conn.(*net.UnixConn), a.session.Stdin)
+		copyInput(conn, a.session.Stdin)
 		if a.keep || a.outputs == 0 {
 			a.done <- errDetached
 		}
@@ -80,7 +80,7 @@ func (a *attachSession) start(ctx context.Context) error {
 	return nil
 }
 
-func (a *attachSession) open(ctx context.Context, stream shimapi.Stream) (net.Conn, error) {
+func (a *attachSession) open(ctx context.Context, stream shimapi.Stream) (*net.UnixConn, error) {
 	conn, err := a.shim.openStream(ctx, shimapi.StreamHeader{ID: a.id, Stream: stream})
 	if err == nil {
 		a.conns = append(a.conns, conn)

@@ -5,7 +5,6 @@ package runtime
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -24,42 +23,31 @@ const maxDrain = 1 << 20
 
 // openPipes gives the shim, with the lease of an exec that is about to be started, the pipes that its outputs are to be, and begins to read them.
 func (s *Shim) openPipes(ctx context.Context, id string, req ExecRequest) (lease *net.UnixConn, stdout, stderr *capture, err error) {
-	ctx, cancel := context.WithTimeout(ctx, streamLimit)
-	defer cancel()
-	conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("connect %s: %w", shimapi.Lease, err)
-	}
-	lease = conn.(*net.UnixConn)
-	stop := context.AfterFunc(ctx, func() { lease.Close() }) // wakes whoever reads or writes
 	var captures [2]*capture
-	err = func() error {
-		var theirs []int
-		defer func() { sock.CloseAll(theirs) }()
-		for i := range captures {
-			ours, fd, err := fifo.Pipe(true)
-			if err != nil {
-				return err
+	var theirs []int
+	defer func() {
+		sock.CloseAll(theirs)
+		if err != nil {
+			for _, c := range captures {
+				if c != nil {
+					c.close()
+				}
 			}
-			theirs = append(theirs, fd)
-			captures[i] = newCapture(ours, req.Limit)
 		}
-		if err := shimapi.WritePipesHeader(lease, id, req.ID, theirs[0], theirs[1]); err != nil {
-			return err
-		}
-		return shimapi.ReadStreamAnswer(lease)
 	}()
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		lease.Close()
-		for _, c := range captures {
-			if c != nil {
-				c.close()
-			}
+	for i := range captures {
+		ours, fd, err := fifo.Pipe(true)
+		if err != nil {
+			return nil, nil, nil, err
 		}
-		return nil, nil, nil, fmt.Errorf("connect %s: %w", shimapi.Lease, err)
+		theirs = append(theirs, fd)
+		captures[i] = newCapture(ours, req.Limit)
+	}
+	lease, err = s.register(ctx, shimapi.Lease, func(conn *net.UnixConn) error {
+		return shimapi.WritePipesHeader(conn, id, req.ID, theirs[0], theirs[1])
+	})
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	return lease, captures[0], captures[1], nil
 }

@@ -26,9 +26,7 @@ const (
 	streamLimit = 10 * time.Second
 	// killLimit bounds the kill of an exec that timed out.
 	killLimit = 10 * time.Second
-	// forgetLimit bounds what an exec's caller waits for the shim to forget it.
-	forgetLimit = time.Second
-	sigkill     = int(syscall.SIGKILL)
+	sigkill   = int(syscall.SIGKILL)
 )
 
 // ExecRequest describes a command to run in a container to its end.
@@ -168,68 +166,33 @@ func (s *Shim) killExec(ctx context.Context, id, execID string) error {
 	})
 }
 
-// forgetExec frees what the shim keeps of a command that has ended. With the container it would be freed, too.
-func (s *Shim) forgetExec(ctx context.Context, id, execID string) {
-	ctx, cancel := context.WithTimeout(ctx, forgetLimit)
-	defer cancel()
-	err := s.taskCall(ctx, repeat, "forget exec in", id, func(c task.TaskService) error {
-		_, err := c.Delete(ctx, &task.DeleteRequest{Id: id, ExecId: execID})
-		return err
-	})
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrShimGone) {
-		s.runtime.log.Warn("exec is not forgotten", "sandbox", s.sandbox, "container", id, "exec", execID, "error", err)
-	}
-}
-
 // openStream connects to the stdio socket and waits until the shim has the stream registered.
-func (s *Shim) openStream(ctx context.Context, header shimapi.StreamHeader) (net.Conn, error) {
-	conns, err := s.openStreams(ctx, header.ID, header.ExecID, header.Stream)
-	if err != nil {
-		return nil, err
-	}
-	return conns[0], nil
+func (s *Shim) openStream(ctx context.Context, header shimapi.StreamHeader) (*net.UnixConn, error) {
+	return s.register(ctx, header.Stream, func(conn *net.UnixConn) error { return shimapi.WriteStreamHeader(conn, header) })
 }
 
-// openStreams connects several streams, and only then waits for the shim, which has them all to look at when it wakes up.
-func (s *Shim) openStreams(ctx context.Context, id, execID string, streams ...shimapi.Stream) (conns []net.Conn, err error) {
+// register connects to the stdio socket, where introduce says which stream it is, and waits until the shim has it.
+func (s *Shim) register(ctx context.Context, stream shimapi.Stream, introduce func(*net.UnixConn) error) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, streamLimit)
 	defer cancel()
-	stream := streams[0]
-	defer func() {
-		if err != nil {
-			closeAll(conns)
-			if cause := context.Cause(ctx); cause != nil {
-				err = cause
-			}
-			conns, err = nil, fmt.Errorf("connect %s: %w", stream, err)
+	conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
+	if err == nil {
+		stop := context.AfterFunc(ctx, func() { conn.Close() }) // wakes whoever reads or writes
+		if err = introduce(conn); err == nil {
+			err = shimapi.ReadStreamAnswer(conn)
 		}
-	}()
-	for _, stream = range streams {
-		conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
-		if err != nil {
-			return conns, err
-		}
-		conns = append(conns, conn)
-	}
-	stop := context.AfterFunc(ctx, func() { closeAll(conns) }) // wakes whoever reads or writes
-	for i, conn := range conns {
-		stream = streams[i]
-		if err = shimapi.WriteStreamHeader(conn, shimapi.StreamHeader{ID: id, ExecID: execID, Stream: stream}); err != nil {
-			break
+		if !stop() && err == nil {
+			err = ctx.Err()
 		}
 	}
-	for i := 0; i < len(conns) && err == nil; i++ {
-		stream = streams[i]
-		err = shimapi.ReadStreamAnswer(conns[i])
+	if err == nil {
+		return conn, nil
 	}
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	return conns, err
-}
-
-func closeAll(conns []net.Conn) {
-	for _, conn := range conns {
+	if conn != nil {
 		conn.Close()
 	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return nil, fmt.Errorf("connect %s: %w", stream, err)
 }

@@ -62,7 +62,7 @@ func (s *Shim) Exec(ctx context.Context, id string, process []byte, session Sess
 	return code, translate("exec in", id, err)
 }
 
-// execSession is one interactive exec. Closing its connections ends the exec, for the lease is among them.
+// execSession is one interactive exec. Closing its connections ends the exec and has the shim forget it, for the lease is among them.
 type execSession struct {
 	shim       *Shim
 	id, execID string
@@ -93,7 +93,7 @@ func (e *execSession) start(ctx context.Context, process []byte) error {
 	if _, err := e.open(ctx, shimapi.Lease); err != nil {
 		return err
 	}
-	var stdout, stderr net.Conn
+	var stdout, stderr *net.UnixConn
 	if req.Stdout {
 		if stdout, err = e.open(ctx, shimapi.Stdout); err != nil {
 			return err
@@ -105,11 +105,9 @@ func (e *execSession) start(ctx context.Context, process []byte) error {
 		}
 	}
 	if req.Stdin {
-		conn, err := e.open(ctx, shimapi.Stdin)
-		if err != nil {
+		if e.stdin, err = e.open(ctx, shimapi.Stdin); err != nil {
 			return err
 		}
-		e.stdin = conn.(*net.UnixConn)
 	}
 	err = e.shim.call(ctx, once, func(client *ttrpc.Client) error {
 		_, err := shimpb.NewShimClient(client).Exec(ctx, req)
@@ -123,7 +121,7 @@ func (e *execSession) start(ctx context.Context, process []byte) error {
 	return nil
 }
 
-func (e *execSession) open(ctx context.Context, stream shimapi.Stream) (net.Conn, error) {
+func (e *execSession) open(ctx context.Context, stream shimapi.Stream) (*net.UnixConn, error) {
 	conn, err := e.shim.openStream(ctx, shimapi.StreamHeader{ID: e.id, ExecID: e.execID, Stream: stream})
 	if err == nil {
 		e.conns = append(e.conns, conn)
@@ -131,7 +129,7 @@ func (e *execSession) open(ctx context.Context, stream shimapi.Stream) (net.Conn
 	return conn, err
 }
 
-func (e *execSession) copyOutput(from net.Conn, to io.Writer) {
+func (e *execSession) copyOutput(from *net.UnixConn, to io.Writer) {
 	if from == nil {
 		return
 	}
@@ -163,7 +161,6 @@ func (e *execSession) run(ctx context.Context) (int, error) {
 	if err := context.Cause(ctx); err != nil {
 		return 0, err
 	}
-	e.shim.forgetExec(context.WithoutCancel(ctx), e.id, e.execID)
 	return code, nil
 }
 

@@ -63,7 +63,7 @@ func listen(path string) (file *os.File, err error) {
 
 // dial connects to a shim's socket. ErrShimGone if nobody listens there; a full backlog is waited out until
 // ctx ends.
-func dial(ctx context.Context, path string) (net.Conn, error) {
+func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	for {
 		var conn net.Conn
 		err := withAddress(path, func(address string) (err error) {
@@ -72,7 +72,7 @@ func dial(ctx context.Context, path string) (net.Conn, error) {
 		})
 		switch {
 		case err == nil:
-			return conn, nil
+			return conn.(*net.UnixConn), nil
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("connect to %s: %w", path, ErrShimGone)
 		case errors.Is(err, context.DeadlineExceeded): // the dialer's own timer can be first

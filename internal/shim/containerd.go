@@ -194,8 +194,10 @@ func (c *containerd) Delete(ctx context.Context, req *wire.ProcessRequest) (*wir
 	if err != nil {
 		return nil, err
 	}
-	if p.ended() {
-		p.flush() // the client reads until the end before it lets us delete; should it not, it loses the rest
+	if req.ExecID == "" {
+		if p.ended() {
+			p.flush() // the client reads until the end before it lets us delete; should it not, it loses the rest
+		}
 	} else if e, err := t.findExec(req.ExecID); err == nil && e.forgo() {
 		p.finish(exitStatus{})
 	}

@@ -42,10 +42,8 @@ func (c *containerd) Exec(_ context.Context, req *wire.ExecProcessRequest) (*wir
 	if err != nil {
 		return nil, err
 	}
-	e := &exec{
-		id: req.ExecID, process: newProcess(), tty: req.Terminal, paths: &streamPaths{req.Stdin, req.Stdout, req.Stderr},
-		pending: &pendingExec{process: req.Spec.Value},
-	}
+	e := newExec(req.ExecID)
+	e.tty, e.paths, e.pending = req.Terminal, &streamPaths{req.Stdin, req.Stdout, req.Stderr}, &pendingExec{process: req.Spec.Value}
 	if err := t.addExec(e); err != nil {
 		return nil, err
 	}

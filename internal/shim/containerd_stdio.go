@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/berth-run/berth/internal/linux/fifo"
 	"github.com/berth-run/berth/internal/shim/rpc"
@@ -45,25 +44,6 @@ func openStream(path string, stdin bool) (*os.File, error) {
 		return fifo.Reader(rest)
 	}
 	return fifo.Writer(rest)
-}
-
-// flushLimit is how long a delete waits for a client that has not read all output yet; as long as containerd's own shim.
-const flushLimit = 2 * time.Second
-
-// flush waits until the clients have all that the process, which has ended, has written.
-func (p *process) flush() {
-	limit := time.NewTimer(flushLimit)
-	defer limit.Stop()
-	for _, pump := range p.allPumps() {
-		if _, ok := pump.sink.(*stdinSink); ok {
-			continue
-		}
-		select {
-		case <-pump.ended:
-		case <-limit.C:
-			return
-		}
-	}
 }
 
 // news orders what is told of a process: its exit waits for a start that is not over. The zero value is ready.

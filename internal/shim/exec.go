@@ -29,23 +29,28 @@ const standInGrace = 2 * time.Second
 
 // exec is a process that was started in a running container.
 type exec struct {
-	id      string
-	process *process
-	clients clients
-	lease   *net.UnixConn // nil: the exec does not depend on its client
-	reports bool          // the lease hears of the exit
-	pipes   []int         // that the lease has brought, until the process has them
-	tty     bool
-	size    pty.Size // for a terminal that the runtime gives none
+	id       string
+	process  *process
+	launched chan struct{} // closed when launchExec is over, well or not
+	clients  clients
+	lease    *net.UnixConn // nil: the exec does not depend on its client
+	reports  bool          // the lease hears of the exit
+	pipes    []int         // that the lease has brought, until the process has them
+	tty      bool
+	size     pty.Size // for a terminal that the runtime gives none
 
 	// Of an exec that containerd has asked for; nil otherwise.
 	paths   *streamPaths
 	pending *pendingExec
 }
 
+func newExec(id string) *exec {
+	return &exec{id: id, process: newProcess(), launched: make(chan struct{})}
+}
+
 // startExec starts the process and returns its pid.
 func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
-	e := &exec{id: req.ExecID, process: newProcess()}
+	e := newExec(req.ExecID)
 	if err := t.addExec(e); err != nil {
 		return 0, err
 	}
@@ -182,31 +187,51 @@ func (e *exec) hold(t *task, lease *net.UnixConn) {
 // hangUpGrace is how long an abandoned exec may take to end by itself.
 const hangUpGrace = 2 * time.Second
 
-// abandon ends an exec as the end of a terminal's line does: SIGHUP, and SIGKILL for what is deaf to it. What the process has
-// put into the background, and shielded from SIGHUP, lives on once the process itself has ended.
+// abandonPace is how often the end of a launch is tried for that has nothing to kill at the moment.
+const abandonPace = 100 * time.Millisecond
+
+// abandon ends an exec as the end of a terminal's line does: SIGHUP, and SIGKILL for what is deaf to it, and for a runtime that is still busy
+// with the start. What the process has put into the background, and shielded from SIGHUP, lives on once the process itself has ended.
 func (e *exec) abandon(t *task) {
 	grace := time.NewTimer(hangUpGrace)
 	defer grace.Stop()
 	select {
-	case <-e.process.launched:
+	case <-e.launched:
 		if e.process.pid() == 0 { // it did not come to be
 			return
 		}
 		_ = e.kill(t, syscall.SIGHUP, true) // SIGKILL follows in any case
+		select {
+		case <-e.process.exited:
+			return
+		case <-grace.C:
+		}
 	case <-grace.C:
-	}
-	select {
-	case <-e.process.exited:
-		return
-	case <-grace.C:
+		e.endLaunch(t)
+		if e.process.pid() == 0 {
+			return
+		}
 	}
 	if err := e.kill(t, syscall.SIGKILL, true); err != nil && !e.process.ended() {
 		t.slog.Error("an abandoned exec does not end", "container", t.id, "exec", e.id, "err", err)
 	}
 }
 
+// endLaunch kills the runtime, and what it has started by then, until the launch is over.
+func (e *exec) endLaunch(t *task) {
+	for {
+		_ = e.kill(t, syscall.SIGKILL, true) // just before the runtime's start, and just after its end, there is nothing to kill
+		select {
+		case <-e.launched:
+			return
+		case <-time.After(abandonPace):
+		}
+	}
+}
+
 // launchExec runs `runtime exec --detach`.
 func (t *task) launchExec(e *exec, spec []byte) error {
+	defer close(e.launched)
 	terminal, err := jsonField(spec, "terminal")
 	if err != nil {
 		return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
@@ -337,7 +362,7 @@ func (e *exec) killLaunch(sig syscall.Signal) (done bool, err error) {
 		}
 	}
 	select {
-	case <-e.process.launched:
+	case <-e.launched:
 		return e.process.pid() == 0, nil
 	case <-time.After(killLimit):
 		return false, rpc.Errorf(rpc.DeadlineExceeded, "exec %s: the runtime does not end", e.id)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/internal/linux/fifo"
+	"github.com/berth-run/berth/internal/linux/proc"
 	"github.com/berth-run/berth/internal/linux/sock"
 	"github.com/berth-run/berth/internal/shimapi"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
@@ -108,6 +109,10 @@ func TestAnExecWritesIntoItsClientsPipes(t *testing.T) {
 	if e = s.piped("nobody", false, "true"); e.err == nil {
 		t.Error("an exec in a container that is not there")
 	}
+	e.stdout.SetReadDeadline(time.Now().Add(streamWait / 2))
+	if n, err := e.stdout.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the pipes of an exec that was refused: %d, %v", n, err)
+	}
 	e.close()
 	s.eventually("the descriptors to be closed", func() bool { return len(s.fds()) <= before })
 }
@@ -155,4 +160,37 @@ func TestPipesThatNobodyTakesAreClosed(t *testing.T) {
 		conn.Close()
 	}
 	s.eventually("the descriptors to be closed", func() bool { return len(s.fds()) <= before })
+}
+
+// TestAnExecWhoseClientLeavesWhileTheRuntimeHangsIsEnded: hangUpGrace is over before there is a process that could hear of it.
+func TestAnExecWhoseClientLeavesWhileTheRuntimeHangsIsEnded(t *testing.T) {
+	s := startShim(t)
+	s.hangExecs()
+	id := s.run(testContainer{script: "sleep 1000"})
+	lease, err := s.stream(id, "hangs", shimapi.Lease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.shim.Exec(s.ctx, &shimpb.ExecRequest{Id: id, ExecId: "hangs", Lease: true, Process: mustJSON(t, s.process(false, "true"))})
+		failed <- err
+	}()
+	s.eventually("the exec", func() bool {
+		_, err := s.task.State(s.ctx, &taskpb.StateRequest{Id: id, ExecId: "hangs"})
+		return err == nil
+	})
+	lease.Close()
+	select {
+	case err := <-failed:
+		if err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("exec: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the runtime hangs on")
+	}
+	s.forgotten(id, "hangs")
+	if children, err := proc.Children(s.cmd.Process.Pid); err != nil || len(children) != 1 { // the container's init
+		t.Errorf("children of the shim: %v, %v", children, err)
+	}
 }

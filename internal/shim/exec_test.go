@@ -229,12 +229,7 @@ func (s *testShim) sleepers(id string) []string {
 
 func TestKillEndsAnExecWhoseRuntimeHangs(t *testing.T) {
 	s := startShim(t)
-	real := s.runc
-	s.runc = filepath.Join(s.logs, "runc")
-	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *' exec '*) sleep 1000 & sleep 1000;; esac\nexec %s \"$@\"\n", real)
-	if err := os.WriteFile(s.runc, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	s.hangExecs()
 	id := s.run(testContainer{script: "sleep 1000"})
 	failed := make(chan error, 1)
 	go func() {

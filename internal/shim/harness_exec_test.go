@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/berth-run/berth/internal/shimapi"
@@ -100,5 +102,15 @@ func (s *testShim) receive(all chan string, within time.Duration) string {
 	case <-time.After(within):
 		s.Fatalf("stream is not at its end after %v", within)
 		return ""
+	}
+}
+
+// hangExecs makes the OCI runtime hang, with a child, when it is to start an exec.
+func (s *testShim) hangExecs() {
+	s.Helper()
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *' exec '*) sleep 1000 & sleep 1000;; esac\nexec %s \"$@\"\n", s.runc)
+	s.runc = filepath.Join(s.logs, "runc")
+	if err := os.WriteFile(s.runc, []byte(script), 0o755); err != nil {
+		s.Fatal(err)
 	}
 }

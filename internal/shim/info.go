@@ -68,19 +68,24 @@ func (t *task) usable(operation string) error {
 
 // Exec starts a process in a running container.
 func (s *service) Exec(_ context.Context, req *wire.ExecRequest) (*wire.PIDResponse, error) {
-	if err := checkID("exec", req.ExecID); err != nil {
-		return nil, err
-	}
-	t, err := s.find(req.ID)
+	pid, err := s.exec(req)
 	if err != nil {
-		return nil, err
-	}
-	if len(req.Process) == 0 {
-		return nil, rpc.Errorf(rpc.InvalidArgument, "exec %s has no process", req.ExecID)
-	}
-	pid, err := t.startExec(req, s.streams)
-	if err != nil {
+		s.streams.refuseExec(req.ID, req.ExecID) // what came for it has nothing to wait for
 		return nil, err
 	}
 	return &wire.PIDResponse{PID: uint32(pid)}, nil
+}
+
+func (s *service) exec(req *wire.ExecRequest) (pid int, err error) {
+	if err := checkID("exec", req.ExecID); err != nil {
+		return 0, err
+	}
+	t, err := s.find(req.ID)
+	if err != nil {
+		return 0, err
+	}
+	if len(req.Process) == 0 {
+		return 0, rpc.Errorf(rpc.InvalidArgument, "exec %s has no process", req.ExecID)
+	}
+	return t.startExec(req, s.streams)
 }

@@ -21,8 +21,7 @@ import (
 
 // process is a container's init or an exec: what the OCI runtime started and this shim reaps.
 type process struct {
-	launched chan struct{} // closed when launch is over, well or not
-	exited   chan struct{} // closed when the exit is known, and for an init on disk
+	exited chan struct{} // closed when the exit is known, and for an init on disk
 
 	mu        sync.Mutex
 	child     *reaper.Process // nil before the start
@@ -46,14 +45,13 @@ type exitStatus struct {
 }
 
 func newProcess() *process {
-	return &process{launched: make(chan struct{}), exited: make(chan struct{})}
+	return &process{exited: make(chan struct{})}
 }
 
 // launch runs the OCI runtime's command that starts p and takes over the child that the runtime leaves behind,
 // named by pidFile. It calls wire to connect the streams: at once with pipes, since the runtime may have much
 // to say, and with the terminal when there is one. A failure leaves the pumps to the caller.
 func (p *process) launch(o *ociRuntime, call *runtimeCall, pidFile string, wire func(*stdio, *os.File)) error {
-	defer close(p.launched)
 	defer call.stdio.started()
 	expect := o.reaper.Expect()
 	defer expect.Close()
@@ -214,9 +212,12 @@ func (p *process) settle() {
 	}
 }
 
-// emptyOutputs waits until what the process wrote before it ended is with its clients; not for ever. The pumps have been told to drain.
-func (p *process) emptyOutputs() {
-	limit, cancel := context.WithTimeout(context.Background(), outputLimit)
+// flushLimit is how long a delete waits for a client that has not read all output yet; as long as containerd's own shim.
+const flushLimit = 2 * time.Second
+
+// flush waits until the clients have all that the process, which has ended, has written; not for ever.
+func (p *process) flush() {
+	limit, cancel := context.WithTimeout(context.Background(), flushLimit)
 	defer cancel()
 	for _, pump := range p.allPumps() {
 		if _, ok := pump.sink.(*stdinSink); !ok {

@@ -236,7 +236,7 @@ func (s *service) Delete(_ context.Context, req *wire.ProcessRequest) (*wire.Del
 		if !e.process.ended() {
 			return nil, rpc.Errorf(rpc.FailedPrecondition, "exec %s is still running", req.ExecID)
 		}
-		e.process.emptyOutputs()
+		e.process.flush()
 		e.process.closeStreams()
 		e.release()
 		t.removeExec(e)

@@ -200,6 +200,15 @@ func (s *streams) take(id, exec string, stream shimapi.Stream) (*waitingStream, 
 	return found, true
 }
 
+// refuseExec closes what waits for an exec that will not be.
+func (s *streams) refuseExec(id, exec string) {
+	for _, stream := range []shimapi.Stream{shimapi.Lease, shimapi.Stdin, shimapi.Stdout, shimapi.Stderr} {
+		if found, ok := s.take(id, exec, stream); ok {
+			found.close()
+		}
+	}
+}
+
 // close drops all that waits and refuses what still comes.
 func (s *streams) close() {
 	s.mu.Lock()

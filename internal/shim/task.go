@@ -21,8 +21,6 @@ import (
 const (
 	// settleLimit is how long an exit waits for the log to take the last output.
 	settleLimit = time.Second
-	// outputLimit is how long the deletion of an exec waits for clients that are slow to read its last output.
-	outputLimit = 2 * time.Second
 	// startFailed is the exit code of a container whose start failed, as containerd has it.
 	startFailed = 128
 )
