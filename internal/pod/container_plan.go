@@ -113,10 +113,9 @@ func (c *Container) removeTask(ctx context.Context) error {
 // makeSpec makes config.json and notes what was resolved on the way.
 func (c *Container) makeSpec(im image.Image) (ContainerSpec, error) {
 	s := c.sandbox
-	defer c.ops.doing("")
-	return c.m.parts.Specs.Container(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
+	return c.makeSpecUnlessEnding(SpecRequest{Sandbox: s.Config, Container: c.configNow(), Image: im, SandboxID: s.ID, ContainerID: c.ID, Handler: s.Handler,
 		CgroupsPath: s.cgroupsPath(c.ID), Paths: c.specPaths(),
-		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux, Doing: c.ops.doing})
+		ImageMounts: c.imageMounts(), Volumes: c.anonymousVolumes(), Labels: c.facts().SELinux})
 }
 
 // saveSpec puts config.json into the bundle.

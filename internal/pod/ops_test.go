@@ -78,3 +78,54 @@ func TestWhatIsDoneOutsideOfAllStepsIsToldToo(t *testing.T) {
 		}
 	})
 }
+
+// hungSpecs look at a volume that does not answer until open is closed.
+type hungSpecs struct {
+	fakeSpecs
+	reached, open chan struct{}
+}
+
+func (h hungSpecs) Container(r SpecRequest) (ContainerSpec, error) {
+	r.Doing("volume /v")
+	h.reached <- struct{}{}
+	<-h.open
+	r.Doing("volume /other") // nobody's business any more
+	return h.fakeSpecs.Container(r)
+}
+
+func TestAVolumeThatDoesNotAnswerDoesNotKeepItsPod(t *testing.T) {
+	n := newNode(t, newWorld(), t.TempDir())
+	hung := hungSpecs{reached: make(chan struct{}), open: make(chan struct{})}
+	n.parts.Specs = hung
+	for name, end := range map[string]func(context.Context, string) error{"stop": n.StopSandbox, "remove": n.RemoveSandbox} {
+		config := podConfig()
+		config.Metadata.Name = name
+		s, err := n.RunSandbox(t.Context(), config, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		created := make(chan error, 1)
+		go func() {
+			_, err := n.CreateContainer(t.Context(), s, containerConfig("c"))
+			created <- err
+		}()
+		<-hung.reached
+		if err := end(t.Context(), s); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-created; !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "is being stopped") {
+			t.Errorf("%s: the creation ended with %v", name, err)
+		}
+		if err := n.RemoveSandbox(t.Context(), s); err != nil {
+			t.Error(err)
+		}
+	}
+	n.mustBeEmpty(t)
+	if left := n.abandoned.Load(); left != 2 {
+		t.Errorf("%d are left to themselves", left)
+	}
+	close(hung.open)
+	for n.abandoned.Load() != 0 {
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-run/berth/internal/telemetry"
@@ -83,6 +84,8 @@ type Manager struct {
 	// laterSlots bounds the clean-ups of earlier lives that run side by side.
 	laterSlots chan struct{}
 	events     *hub
+	// abandoned counts the work that nobody waits for.
+	abandoned atomic.Int32
 
 	cgroups    cgroupParents
 	mu         sync.RWMutex // guards the maps; held for look-ups only

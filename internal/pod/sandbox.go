@@ -34,6 +34,7 @@ type Sandbox struct {
 	userNS *spec.UserNamespace
 	ops    ops
 	plan   *step.Plan
+	ending ending
 	// sandboxContainer is the record's.
 	sandboxContainer bool
 
@@ -143,7 +144,7 @@ func namespaces(c *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
 // newSandbox wires a sandbox around its record.
 func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxConfig) *Sandbox {
 	md, userNS := config.GetMetadata(), spec.UserNamespaceOf(config)
-	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, sandboxContainer: rec.SandboxContainer,
+	s := &Sandbox{ID: rec.ID, Handler: rec.Handler, Config: config, m: m, sandboxContainer: rec.SandboxContainer, ending: ending{c: make(chan struct{})},
 		paths: m.sandboxPaths(rec.ID, namespaces(config), userNS != nil), userNS: userNS}
 	s.rec, s.object, s.path, s.header, s.publish = rec, s, s.paths.record, m.header(sandboxKind, sandboxVersion), s.show
 	s.log = m.log.With("sandbox", rec.ID, "pod", md.GetNamespace()+"/"+md.GetName())

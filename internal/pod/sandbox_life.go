@@ -223,6 +223,7 @@ func (s *Sandbox) stop(ctx context.Context) error {
 			return err
 		}
 	}
+	s.ending.begin()
 	if err := s.eachContainer(func(c *Container) error { return c.halt(ctx) }); err != nil {
 		return err
 	}
@@ -322,6 +323,7 @@ func (s *Sandbox) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.ending.begin()
 	if err := s.eachContainer(func(c *Container) error { return c.forceRemove(ctx) }); err != nil {
 		return err
 	}

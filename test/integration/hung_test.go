@@ -50,7 +50,8 @@ func hung(t *testing.T, dir string) (mend func()) {
 	return mend
 }
 
-// What hangs in a volume's file system is told by the error, and holds up its own container only: not the lists, nor the pod's other containers, nor another pod.
+// What hangs in a volume's file system is told by the error, and holds up its own container only: not the lists, nor the pod's other containers, nor its end,
+// nor another pod.
 func TestAVolumeThatHangsHoldsUpOnlyItsContainer(t *testing.T) {
 	t.Parallel()
 	berthOnly(t) // containerd waits without a word
@@ -63,14 +64,14 @@ func TestAVolumeThatHangsHoldsUpOnlyItsContainer(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(p.Config.LogDirectory, "main"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	create := func(patience time.Duration) error {
+	create := func(p *kubelet.Pod, patience time.Duration) error {
 		ctx, cancel := context.WithTimeout(k.Ctx(), patience)
 		defer cancel()
 		_, err := k.D.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.ID, Config: spec, SandboxConfig: p.Config})
 		return err
 	}
 	for range 2 { // the second joins the first
-		wantError(t, create(2*time.Second), []codes.Code{codes.DeadlineExceeded})
+		wantError(t, create(p, 2*time.Second), []codes.Code{codes.DeadlineExceeded})
 	}
 	// In time or too late for a client on a slow machine: the log has it anyhow.
 	kubelet.Eventually(t, 10*time.Second, func() string {
@@ -81,11 +82,13 @@ func TestAVolumeThatHangsHoldsUpOnlyItsContainer(t *testing.T) {
 	})
 	list, err := k.D.Runtime.ListContainers(k.Ctx(), &cri.ListContainersRequest{})
 	kubelet.Must(k, list, err)
-	status, err := k.D.Runtime.PodSandboxStatus(k.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: p.ID})
-	kubelet.Must(k, status, err)
 	equal(t, "another container of the pod", p.Start(k.Forever("beside")).Exec("echo runs"), "runs")
-	equal(t, "another pod", k.RunPod(k.PodConfig("other")).Start(k.Forever("main")).Exec("echo runs"), "runs")
+	other := k.RunPod(k.PodConfig("other"))
+	equal(t, "another pod", other.Start(k.Forever("beside")).Exec("echo runs"), "runs")
+	p.Remove() // stopped first, as a kubelet does
 	mend()
-	wantError(t, create(time.Minute), append(invalid, failures...), dir, "mounts[0]")
-	p.Remove()
+	if err := os.MkdirAll(filepath.Join(other.Config.LogDirectory, "main"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, create(other, time.Minute), append(invalid, failures...), dir, "mounts[0]")
 }
