@@ -38,7 +38,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, name string) ([]Image, 
 		return nil, fmt.Errorf("import images: %w", err)
 	}
 	all, err := s.importAll(leases.WithLease(ctx, lease.ID), lease, r, name)
-	if derr := s.leases.Delete(context.WithoutCancel(ctx), lease); derr != nil {
+	if derr := s.dropLease(context.WithoutCancel(ctx), lease); derr != nil {
 		s.log.Warn("end of import", "error", derr)
 	}
 	s.collectSoon()

@@ -310,6 +310,9 @@ func (c *checking) quarantine(ctx context.Context, chain, folder string, reason 
 		return err
 	}
 	defer c.s.locks.Unlock(chainPrefix + chain)
+	if _, gone := c.s.snapshots.Stat(ctx, chain); errdefs.IsNotFound(gone) {
+		return nil // collected meanwhile
+	}
 	size, err := blobSize(folder)
 	if err == nil && size > 0 && verifyLayer(ctx, blobOf(folder)) == nil {
 		return nil

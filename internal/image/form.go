@@ -38,7 +38,10 @@ func blobSize(folder string) (int64, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
 	}
-	if info, err = os.Lstat(folder); err != nil {
+	info, err = os.Lstat(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, &damagedError{folder, errors.New("its folder is lost")}
+	} else if err != nil {
 		return 0, err
 	}
 	if info.Mode().Perm() == noBlob {
@@ -76,47 +79,6 @@ func (s *Store) whole(ctx context.Context, chain digest.Digest) error {
 		_, err = blobSize(info.Labels[upperLabel])
 	}
 	return err
-}
-
-// mend makes a lost blob anew in the snapshot that is there. Who has the old one mounted keeps it.
-func (u *unpacking) mend(ctx context.Context, i int) (err error) {
-	info, err := u.s.snapshots.Stat(ctx, u.t.chain[i].String())
-	if err != nil {
-		return err
-	}
-	folder := info.Labels[upperLabel]
-	fresh := blobOf(folder) + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	l, err := u.convert(ctx, i, fresh)
-	if err != nil {
-		return err
-	}
-	closed := false
-	defer func() {
-		if !closed {
-			err = errors.Join(err, l.close())
-		}
-	}()
-	if err := u.sameContent(i, l); err != nil {
-		return errors.Join(err, os.Remove(fresh))
-	}
-	if err := u.waitBelow(ctx, i); err != nil {
-		return err
-	}
-	if err := u.finish(ctx, i, l); err != nil {
-		return err
-	}
-	closed = true
-	if err := errors.Join(l.close(), u.s.replaceBlob(folder, fresh)); err != nil {
-		return err
-	}
-	u.s.forgetLayer(folder)
-	if err := os.Remove(blobOf(folder) + damagedSuffix); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // unpacked is a layer in one of the forms, but for what it inherits.

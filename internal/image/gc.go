@@ -123,11 +123,12 @@ func (s *Store) GC(ctx context.Context) error {
 
 func (s *Store) gc(ctx context.Context) error {
 	s.remind(ctx)
+	undeleted := s.dropAgain(ctx)
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
-		return fmt.Errorf("images: %w", err)
+		return fmt.Errorf("images: %w", errors.Join(undeleted, err))
 	}
 	s.countRemotes(ctx)
-	return errors.Join(s.sweepLinks(), s.count(ctx))
+	return errors.Join(undeleted, s.sweepLinks(), s.count(ctx))
 }
 
 type usage struct{ bytes, inodes int64 }

@@ -13,12 +13,9 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/metadata/boltutil"
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	bolt "go.etcd.io/bbolt"
 )
 
 // index is the store's content at one instant, read by every List and Status; it is never changed.
@@ -26,7 +23,9 @@ type index struct {
 	byID    map[string]*Image
 	byRef   map[string]string        // full reference → ID
 	targets map[string]digest.Digest // full reference → what it stands for in the registry
-	all     []Image                  // by ID
+	// damaged are the references of images that cannot be read, or have lost layers, and so are in none of the others.
+	damaged map[string]digest.Digest
+	all     []Image // by ID
 }
 
 // refresh rebuilds the index from the metadata. Images that cannot be read are logged and left out: a pull repairs them.
@@ -38,7 +37,7 @@ func (s *Store) refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
 	}
-	next := &index{byID: map[string]*Image{}, byRef: map[string]string{}, targets: map[string]digest.Digest{}}
+	next := &index{byID: map[string]*Image{}, byRef: map[string]string{}, targets: map[string]digest.Digest{}, damaged: map[string]digest.Digest{}}
 	described := map[digest.Digest]*Image{}
 	for _, entry := range entries {
 		target := entry.Target.Digest
@@ -46,6 +45,7 @@ func (s *Store) refresh(ctx context.Context) error {
 		if plain == nil {
 			if plain, err = s.describe(ctx, entry.Target); err != nil {
 				s.log.Error("image cannot be read; pull it again", "image", entry.Name, "error", err)
+				next.damaged[entry.Name] = target
 				continue
 			}
 		}
@@ -58,11 +58,7 @@ func (s *Store) refresh(ctx context.Context) error {
 		}
 		next.byRef[entry.Name], next.targets[entry.Name] = im.ID, target
 		im.Pinned = im.Pinned || s.cfg.pins(entry.Name)
-		if strings.Contains(entry.Name, "@") {
-			im.RepoDigests = append(im.RepoDigests, entry.Name)
-		} else {
-			im.RepoTags = append(im.RepoTags, entry.Name)
-		}
+		im.addName(entry.Name)
 	}
 	s.described = described
 	for _, id := range slices.Sorted(maps.Keys(next.byID)) {
@@ -70,6 +66,15 @@ func (s *Store) refresh(ctx context.Context) error {
 	}
 	s.index.Store(next)
 	return nil
+}
+
+// addName adds a full reference.
+func (im *Image) addName(ref string) {
+	if strings.Contains(ref, "@") {
+		im.RepoDigests = append(im.RepoDigests, ref)
+	} else {
+		im.RepoTags = append(im.RepoTags, ref)
+	}
 }
 
 // pins says whether a reference is one of those that the kubelet must not collect. A pattern is a whole reference, or one with a * at its
@@ -151,8 +156,9 @@ const minPrefix = 8
 
 // Status finds an image by tag, digest reference, or ID (whole, or an unambiguous beginning of at least 8 digits). Names come before
 // beginnings of IDs, or an image called "deadbeef" could be mistaken for another. Errors: ErrNotFound, ErrInvalidReference.
-func (s *Store) Status(ref string) (Image, error) {
-	idx := s.index.Load()
+func (s *Store) Status(ref string) (Image, error) { return s.index.Load().status(ref) }
+
+func (idx *index) status(ref string) (Image, error) {
 	hex, tagged := strings.CutPrefix(ref, "sha256:")
 	if im := idx.byID["sha256:"+hex]; im != nil {
 		return *im, nil
@@ -222,36 +228,4 @@ func (s *Store) Info(ctx context.Context, ref string) (map[string]any, error) {
 		return map[string]any{"chainID": im.ChainID, "artifactType": im.Artifact, "manifest": json.RawMessage(raw)}, nil
 	}
 	return map[string]any{"chainID": im.ChainID, "imageSpec": json.RawMessage(raw)}, nil
-}
-
-// Remove removes an image with all its references; containers made from it run on. It is idempotent. The space is
-// freed in the background.
-func (s *Store) Remove(ctx context.Context, ref string) error {
-	im, err := s.Status(ref)
-	if isNotFound(err) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	err = s.db.Update(func(tx *bolt.Tx) error {
-		ctx := boltutil.WithTransaction(scoped(ctx), tx)
-		for _, name := range slices.Concat(im.RepoTags, im.RepoDigests) {
-			if err := s.images.Delete(ctx, name); err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("remove image %s: %w", im.ID, err)
-	}
-	if err := s.refresh(ctx); err != nil {
-		return err
-	}
-	if err := s.releaseChain(ctx, im.chainKey()); err != nil {
-		return err
-	}
-	s.log.Info("image is removed", "id", im.ID, "references", slices.Concat(im.RepoTags, im.RepoDigests))
-	s.collectSoon()
-	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,16 +44,45 @@ func (s *Store) endPull(ctx context.Context, name reference.Named, l leases.Leas
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if failed != nil && !outOfSpace(failed) { // on a full disk nothing is kept for the next try: others may want the space
-		return s.keep(ctx, l)
+		if err := s.keep(ctx, l); err != nil {
+			return errors.Join(err, s.dropLease(ctx, l))
+		}
+		return nil
 	}
 	all, err := s.leases.List(ctx)
-	errs := []error{err, s.leases.Delete(ctx, l)}
+	errs := []error{err, s.dropLease(ctx, l)}
 	for _, earlier := range all { // what broken pulls of the same image have left is of no more use
 		if strings.HasPrefix(earlier.ID, resumePrefix+purpose(name)) {
-			if err := s.leases.Delete(ctx, earlier); err != nil && !errdefs.IsNotFound(err) {
-				errs = append(errs, err)
-			}
+			errs = append(errs, s.dropLease(ctx, earlier))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropLease deletes a lease. What cannot be deleted, on a full disk for example, would hold for a day what nobody wants: collections try again.
+func (s *Store) dropLease(ctx context.Context, l leases.Lease) error {
+	err := s.leases.Delete(ctx, l)
+	if err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	s.mu.Lock()
+	if !slices.ContainsFunc(s.undeleted, func(known leases.Lease) bool { return known.ID == l.ID }) {
+		s.undeleted = append(s.undeleted, l)
+	}
+	s.mu.Unlock()
+	s.collectAfter(remindTime)
+	return fmt.Errorf("delete lease %s: %w", l.ID, err)
+}
+
+// dropAgain tries once more what dropLease could not.
+func (s *Store) dropAgain(ctx context.Context) error {
+	s.mu.Lock()
+	all := s.undeleted
+	s.undeleted = nil
+	s.mu.Unlock()
+	var errs []error
+	for _, l := range all {
+		errs = append(errs, s.dropLease(ctx, l))
 	}
 	return errors.Join(errs...)
 }
@@ -107,29 +137,17 @@ func (s *Store) sweepIngests() error {
 }
 
 // sweepPulls handles what the pulls of an earlier life have left. After a crash of the daemon, blobs and whole layers are kept for the next
-// try. After a crash of the machine nothing is: unpacked files are not on disk for sure before the image is recorded.
+// try. After a crash of the machine nothing is: unpacked files are not on disk for sure before the image is recorded. That the machine was started
+// anew is noted when all of it is gone: a start that fails on the way there is followed by one that begins again.
 func (s *Store) sweepPulls(ctx context.Context) error {
 	ctx = scoped(ctx)
-	rebooted, err := s.noteBoot()
+	before, now, err := s.boots()
 	if err != nil {
 		return fmt.Errorf("boot ID: %w", err)
 	}
-	all, err := s.leases.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list leases: %w", err)
-	}
-	for _, l := range all {
-		switch {
-		case rebooted && (strings.HasPrefix(l.ID, pullPrefix) || strings.HasPrefix(l.ID, resumePrefix)):
-			err = s.leases.Delete(ctx, l)
-		case strings.HasPrefix(l.ID, pullPrefix):
-			err = s.keep(ctx, l)
-		case strings.HasPrefix(l.ID, resumePrefix):
-			s.collectAfter(resumeTime + time.Second)
-		}
-		if err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("lease %s of an earlier life: %w", l.ID, err)
-		}
+	rebooted := before != "" && before != now
+	if err := s.sweepLeases(ctx, rebooted); err != nil {
+		return err
 	}
 	if err := errors.Join(s.sweepIngests(), s.sweepExtractions(ctx)); err != nil {
 		return err
@@ -138,6 +156,34 @@ func (s *Store) sweepPulls(ctx context.Context) error {
 		// Before any pull builds on a layer that nothing vouches for.
 		if _, err := s.db.GarbageCollect(ctx); err != nil {
 			return fmt.Errorf("collect what the last boot has left: %w", err)
+		}
+	}
+	if before == now {
+		return nil
+	}
+	if err := s.noteBoot(now); err != nil {
+		return fmt.Errorf("boot ID: %w", err)
+	}
+	return nil
+}
+
+// sweepLeases: imports are not taken up again.
+func (s *Store) sweepLeases(ctx context.Context, rebooted bool) error {
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, l := range all {
+		switch {
+		case strings.HasPrefix(l.ID, importPrefix), rebooted && (strings.HasPrefix(l.ID, pullPrefix) || strings.HasPrefix(l.ID, resumePrefix)):
+			err = s.leases.Delete(ctx, l)
+		case strings.HasPrefix(l.ID, pullPrefix):
+			err = s.keep(ctx, l)
+		case strings.HasPrefix(l.ID, resumePrefix):
+			s.collectAfter(resumeTime + time.Second)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("lease %s of an earlier life: %w", l.ID, err)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -64,7 +65,63 @@ func (s *Store) Prune(ctx context.Context, r PruneRequest) ([]Pruned, error) {
 		}
 		out = append(out, p)
 	}
+	damaged, err := s.pruneDamaged(ctx, r, kept)
+	return append(out, damaged...), errors.Join(append(errs, err)...)
+}
+
+// pruneDamaged removes images that are not listed: nobody else would, and containers that run on what is left of one keep that.
+func (s *Store) pruneDamaged(ctx context.Context, r PruneRequest, kept map[digest.Digest]bool) (out []Pruned, err error) {
+	byTarget := map[digest.Digest]*Pruned{}
+	pinned := map[digest.Digest]bool{}
+	damaged := s.index.Load().damaged
+	for _, name := range slices.Sorted(maps.Keys(damaged)) {
+		target := damaged[name]
+		p := byTarget[target]
+		if p == nil {
+			p = &Pruned{}
+			byTarget[target] = p
+		}
+		pinned[target] = pinned[target] || s.cfg.pins(name)
+		p.addName(name)
+	}
+	var errs []error
+	for _, target := range slices.Sorted(maps.Keys(byTarget)) {
+		p := byTarget[target]
+		t, readable := s.readDamaged(ctx, target)
+		if readable {
+			p.ID = t.id().String()
+		}
+		if pinned[target] || r.InUse()[p.ID] {
+			continue
+		}
+		if readable {
+			err = s.partsOf(scoped(ctx), t, s.sizesOf(""), func(id digest.Digest, bytes int64) {
+				if !kept[id] {
+					kept[id] = true
+					p.Bytes += bytes
+				}
+			})
+		}
+		if err == nil && !r.DryRun {
+			err = s.Remove(ctx, slices.Concat(p.RepoTags, p.RepoDigests)[0])
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("prune damaged image %s: %w", target, err))
+			continue
+		}
+		out = append(out, *p)
+	}
 	return out, errors.Join(errs...)
+}
+
+// readDamaged tells what a damaged image is made of, if that can be read.
+func (s *Store) readDamaged(ctx context.Context, target digest.Digest) (*tree, bool) {
+	info, err := s.content.Info(scoped(ctx), target)
+	if err != nil {
+		return nil, false
+	}
+	t, _, err := s.readTree(scoped(ctx), ocispec.Descriptor{Digest: target, Size: info.Size})
+	return t, err == nil
 }
 
 // parts calls f with all that an image takes of the disk: layers by chain ID, and blobs.
@@ -81,31 +138,42 @@ func (s *Store) parts(ctx context.Context, im Image, f func(id digest.Digest, by
 		if err != nil {
 			return err
 		}
-		s.counting.Lock()
-		sizes := s.sizes
-		if r := s.remotes[im.Snapshotter]; r != nil {
-			sizes = r.sizes
+		if err := s.partsOf(ctx, t, s.sizesOf(im.Snapshotter), f); err != nil {
+			return err
 		}
-		s.counting.Unlock()
-		for _, c := range t.chain {
-			f(c, sizes[c.String()].bytes)
-			for _, form := range []string{erofsForm, overlayfs} {
-				if u, here := sizes[formKey(form, c.String())]; here {
-					f(digest.Digest(formKey(form, c.String())), u.bytes)
-				}
+	}
+	return nil
+}
+
+// sizesOf are the layers of a snapshotter, as they were counted last.
+func (s *Store) sizesOf(snapshotter string) map[string]usage {
+	s.counting.Lock()
+	defer s.counting.Unlock()
+	if r := s.remotes[snapshotter]; r != nil {
+		return r.sizes
+	}
+	return s.sizes
+}
+
+func (s *Store) partsOf(ctx context.Context, t *tree, sizes map[string]usage, f func(id digest.Digest, bytes int64)) error {
+	for _, c := range t.chain {
+		f(c, sizes[c.String()].bytes)
+		for _, form := range []string{erofsForm, overlayfs} {
+			if u, here := sizes[formKey(form, c.String())]; here {
+				f(digest.Digest(formKey(form, c.String())), u.bytes)
 			}
 		}
-		blobs := append(t.indexes, t.manifest.Digest, t.config.Digest)
-		for _, l := range slices.Concat(t.layers, t.unnamed) {
-			blobs = append(blobs, l.Digest)
-		}
-		for _, b := range blobs {
-			info, err := s.content.Info(ctx, b)
-			if err == nil {
-				f(b, info.Size)
-			} else if !errdefs.IsNotFound(err) {
-				return err
-			}
+	}
+	blobs := append(slices.Clone(t.indexes), t.manifest.Digest, t.config.Digest)
+	for _, l := range slices.Concat(t.layers, t.unnamed) {
+		blobs = append(blobs, l.Digest)
+	}
+	for _, b := range blobs {
+		info, err := s.content.Info(ctx, b)
+		if err == nil {
+			f(b, info.Size)
+		} else if !errdefs.IsNotFound(err) {
+			return err
 		}
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berth-run/berth/internal/image/layer"
 	"github.com/berth-run/berth/internal/telemetry"
 )
 
@@ -125,7 +126,10 @@ func (s *Store) reform(ctx context.Context, t *tree, form string) error {
 	if err == nil {
 		err = s.keepForm(ctx, t, form)
 	}
-	return errors.Join(err, s.leases.Delete(context.WithoutCancel(ctx), lease), s.count(context.WithoutCancel(ctx)))
+	if err != nil { // what is made of it by now is nobody's
+		defer s.collectSoon()
+	}
+	return errors.Join(err, s.dropLease(context.WithoutCancel(ctx), lease), s.count(context.WithoutCancel(ctx)))
 }
 
 func (s *Store) missingIn(ctx context.Context, t *tree, form string) (bool, error) {
@@ -180,7 +184,7 @@ func (s *Store) reformLayer(ctx context.Context, chain, key, parent, form string
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrCorrupt):
-		return s.mendForm(ctx, from, key)
+		return s.mendForm(ctx, from, key, form)
 	case !errdefs.IsNotFound(err):
 		return err
 	}
@@ -197,24 +201,30 @@ func leaseOf(ctx context.Context) string {
 	return id
 }
 
-// mendForm makes the lost file of a layer anew in its place. Who has the old one mounted keeps it.
-func (s *Store) mendForm(ctx context.Context, from, key string) error {
+// mendForm makes a lost layer anew in its place. Who has the old one mounted keeps it.
+func (s *Store) mendForm(ctx context.Context, from, key, form string) error {
 	folder, err := s.folderOf(ctx, key)
 	if err != nil {
 		return err
 	}
-	fresh := blobOf(folder) + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	lost, err := s.restoreSnapshot(folder)
+	if err != nil {
 		return err
 	}
-	if err := s.copyToBlob(ctx, from, fresh); err != nil {
-		return errors.Join(err, ignore(os.Remove(fresh), fs.ErrNotExist))
+	if !lost || form == erofsForm {
+		fresh := blobOf(folder) + freshSuffix
+		if err := ignore(os.Remove(fresh), fs.ErrNotExist); err != nil {
+			return err
+		}
+		err := s.copyToBlob(ctx, from, fresh)
+		if err == nil {
+			return s.replaceBlob(folder, fresh)
+		}
+		if !lost || !errors.Is(err, layer.ErrTooManyFiles) {
+			return err
+		}
 	}
-	if err := os.Rename(fresh, blobOf(folder)); err != nil {
-		return err
-	}
-	s.forgetLayer(folder)
-	return ignore(os.Remove(blobOf(folder)+damagedSuffix), fs.ErrNotExist)
+	return replaceFolder(folder, func(fresh string) error { return s.copyLayer(ctx, from, fresh, overlayfs) })
 }
 
 // intoSnapshot makes a committed snapshot, on parent, of what fill puts into its folder.

@@ -5,6 +5,7 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -202,20 +203,38 @@ func TestManyContainersMakeTheSecondFormOnce(t *testing.T) {
 }
 
 func TestALayerOfTheSecondFormThatIsLostIsMadeAnew(t *testing.T) {
-	reg, s := newRegistry(t), openWith(t, t.TempDir(), withOther(overlayfs))
-	im := mustPull(t, s, reg.push(t, "two:1", twoLayers(t)))
-	rootfsFor(t, s, "c0", "other", im)
-	if err := s.RemoveRootfs(t.Context(), "c0"); err != nil {
-		t.Fatal(err)
+	for name, lose := range map[string]func(folder string) error{
+		"its file": func(folder string) error { return os.Remove(blobOf(folder)) },
+		"its guarded file": func(folder string) error {
+			return errors.Join(os.Remove(blobOf(folder)), os.WriteFile(blobOf(folder)+veritySuffix, []byte("sha256:old"), 0o400))
+		},
+		"all of it": func(folder string) error { return os.RemoveAll(filepath.Dir(folder)) },
+	} {
+		for node, form := range map[string]string{overlayfs: erofsForm, erofsForm: overlayfs} {
+			if name != "all of it" && form == overlayfs {
+				continue
+			}
+			t.Run(name+" of "+form, func(t *testing.T) {
+				reg, s := newRegistry(t), openWith(t, t.TempDir(), withOther(node))
+				im := mustPull(t, s, reg.push(t, "two:1", twoLayers(t)))
+				rootfsFor(t, s, "c0", "other", im)
+				if err := s.RemoveRootfs(t.Context(), "c0"); err != nil {
+					t.Fatal(err)
+				}
+				folder, err := s.folderOf(scoped(t.Context()), formKey(form, im.ChainID))
+				if err == nil {
+					err = lose(folder)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				looksLikeTwoLayers(t, at(t, rootfsFor(t, s, "c1", "other", im).Root))
+				if size, err := blobSize(folder); err != nil || (size > 0) != (form == erofsForm) {
+					t.Errorf("a file of %d bytes, %v", size, err)
+				}
+			})
+		}
 	}
-	folder, err := s.folderOf(scoped(t.Context()), formKey(erofsForm, im.ChainID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(blobOf(folder)); err != nil {
-		t.Fatal(err)
-	}
-	looksLikeTwoLayers(t, at(t, rootfsFor(t, s, "c1", "other", im).Root))
 }
 
 func TestSnapshottersThatAreNotKnownAreRefused(t *testing.T) {

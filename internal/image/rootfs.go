@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -190,29 +191,44 @@ func (s *Store) adoptRootfses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A container may run on layers that cannot be opened now, and on any if nobody knows on which.
+	needed, unknown := map[string]bool{}, false
 	for _, id := range ids {
-		var r rootfsRecord
-		raw, err := os.ReadFile(filepath.Join(s.cfg.Rootfs, id, "image"))
-		if err == nil {
-			err = json.Unmarshal(raw, &r)
-		}
-		for _, chainID := range append([]string{r.ChainID}, r.Volumes...) {
-			if err == nil {
-				_, err = s.holdChain(ctx, chainID, id)
+		r, err := s.readRecord(id)
+		if err != nil {
+			unknown = unknown || !errors.Is(err, fs.ErrNotExist) // without a record it has never been mounted
+		} else {
+			for _, chainID := range append([]string{r.ChainID}, r.Volumes...) {
+				needed[chainID] = true
+				if err == nil {
+					_, err = s.holdChain(ctx, chainID, id)
+				}
 			}
 		}
 		if err != nil {
 			s.log.Warn("layers of a container are not known; it cannot be started again", "container", id, "error", err)
 		}
 	}
+	if unknown {
+		return nil
+	}
+	return s.releaseIdle(ctx, needed)
+}
+
+func (s *Store) readRecord(container string) (r rootfsRecord, err error) {
+	raw, err := os.ReadFile(filepath.Join(s.cfg.Rootfs, container, "image"))
+	if err == nil {
+		err = json.Unmarshal(raw, &r)
+	}
+	return r, err
+}
+
+// releaseIdle drops the views of chains that no container needs.
+func (s *Store) releaseIdle(ctx context.Context, needed map[string]bool) error {
 	var idle []string
-	err = s.snapshots.Walk(scoped(ctx), func(_ context.Context, info snapshots.Info) error {
-		if chainID, ok := strings.CutPrefix(info.Name, viewKey); ok {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.chains[chainID] == nil {
-				idle = append(idle, chainID)
-			}
+	err := s.snapshots.Walk(scoped(ctx), func(_ context.Context, info snapshots.Info) error {
+		if chainID, ok := strings.CutPrefix(info.Name, viewKey); ok && !needed[chainID] {
+			idle = append(idle, chainID)
 		}
 		return nil
 	})

@@ -175,9 +175,10 @@ type Store struct {
 	counting  sync.Mutex // orders counts
 	sizes     map[string]usage
 
-	mu     sync.Mutex // guards chains and users
-	chains map[string]*chain
-	users  map[string][]string // container ID → chain IDs
+	mu        sync.Mutex // guards what follows
+	chains    map[string]*chain
+	users     map[string][]string // container ID → chain IDs
+	undeleted []leases.Lease      // see dropLease
 }
 
 // Open opens the store, takes stock, and removes what an earlier life left half-done. The lock of the database makes a
@@ -265,24 +266,22 @@ func (s *Store) makeFolders() error {
 // ownBucket is beside containerd's in the database.
 var ownBucket, bootKey = []byte("berth"), []byte("boot")
 
-// noteBoot tells whether the machine was started anew since the last life.
-func (s *Store) noteBoot() (rebooted bool, err error) {
-	now, err := host.BootID()
-	if err != nil {
-		return false, err
+// boots are the machine's boot ID that was noted, empty if none was, and that of now.
+func (s *Store) boots() (before, now string, err error) {
+	if now, err = host.BootID(); err != nil {
+		return "", "", err
 	}
-	same := false
 	err = s.bolt.View(func(tx *bolt.Tx) error {
 		if b := tx.Bucket(ownBucket); b != nil {
-			before := b.Get(bootKey)
-			same, rebooted = string(before) == now, len(before) > 0 && string(before) != now
+			before = string(b.Get(bootKey))
 		}
 		return nil
 	})
-	if err != nil || same {
-		return false, err
-	}
-	return rebooted, s.bolt.Update(func(tx *bolt.Tx) error {
+	return before, now, err
+}
+
+func (s *Store) noteBoot(now string) error {
+	return s.bolt.Update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(ownBucket)
 		if err != nil {
 			return err

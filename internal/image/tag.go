@@ -25,7 +25,8 @@ func (s *Store) Tag(ctx context.Context, ref, name string) (Image, string, error
 	if _, ok := named.(reference.Tagged); !ok {
 		return Image{}, "", fmt.Errorf("image name %q: a digest is no name that can be given: %w", name, ErrInvalidReference)
 	}
-	im, err := s.Status(ref)
+	idx := s.index.Load()
+	im, err := idx.status(ref)
 	if err != nil {
 		return Image{}, "", err
 	}
@@ -37,10 +38,10 @@ func (s *Store) Tag(ctx context.Context, ref, name string) (Image, string, error
 	ctx = scoped(ctx)
 	err = s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
-		// Inside the transaction: the image may have been removed meanwhile.
-		for _, old := range append(im.RepoDigests, im.RepoTags...) {
+		// Inside the transaction: the image may have been removed meanwhile, and its names may be another's.
+		for _, old := range slices.Concat(im.RepoDigests, im.RepoTags) {
 			from, err := s.images.Get(ctx, old)
-			if errdefs.IsNotFound(err) {
+			if errdefs.IsNotFound(err) || err == nil && from.Target.Digest != idx.targets[old] {
 				continue
 			} else if err != nil {
 				return err

@@ -73,20 +73,3 @@ func checkGuard(folder string) error {
 	}
 	return err
 }
-
-// replaceBlob puts a new blob in the place of a lost one, guarded or not as the configuration is now. A crash in between leaves one that is not
-// listed, and is made anew.
-func (s *Store) replaceBlob(folder, fresh string) error {
-	blob := blobOf(folder)
-	if err := s.guardBlob(fresh); err != nil {
-		return err
-	}
-	if err := os.Remove(blob + veritySuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Rename(fresh, blob); err != nil {
-		return err
-	}
-	err := os.Rename(fresh+veritySuffix, blob+veritySuffix)
-	return ignore(err, fs.ErrNotExist)
-}
