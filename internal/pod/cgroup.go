@@ -49,9 +49,9 @@ func (s *Sandbox) makeCgroup(ctx context.Context) error {
 }
 
 func (s *Sandbox) removeCgroup(ctx context.Context) error {
-	ended, err := s.leaveCgroup()
-	if err != nil || ended == nil {
-		return err
+	ended := s.leaveCgroup()
+	if ended == nil {
+		return nil
 	}
 	defer ended()
 	return s.m.parts.Host.RemoveCgroup(ctx, s.facts().CgroupParent)
@@ -59,20 +59,19 @@ func (s *Sandbox) removeCgroup(ctx context.Context) error {
 
 // leaveCgroup returns nil unless the cgroup parent goes with this sandbox; then it is to be called when that is gone, or is still there after an error.
 // A cgroup that other pods live in goes with the last of them.
-func (s *Sandbox) leaveCgroup() (ended func(), err error) {
+func (s *Sandbox) leaveCgroup() (ended func()) {
 	all := &s.m.cgroups
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	s.inCgroup = false
 	r := s.facts()
 	if !r.OwnCgroup {
-		return nil, nil
+		return nil
 	}
 	if heir := s.m.cgroupHeir(r.CgroupParent); heir != nil {
-		if err := heir.update(func(r *sandboxRecord) { r.OwnCgroup = true }); err != nil {
-			return nil, err
-		}
-		return nil, s.update(func(r *sandboxRecord) { r.OwnCgroup = false })
+		heir.learn(func(r *sandboxRecord) { r.OwnCgroup = true })
+		s.learn(func(r *sandboxRecord) { r.OwnCgroup = false })
+		return nil
 	}
 	removal := make(chan struct{})
 	if all.leaving == nil {
@@ -84,7 +83,7 @@ func (s *Sandbox) leaveCgroup() (ended func(), err error) {
 		defer all.mu.Unlock()
 		delete(all.leaving, r.CgroupParent)
 		close(removal)
-	}, nil
+	}
 }
 
 // cgroupHeir is a sandbox that lives in the cgroup; nil: none. Preconditions: m.cgroups.mu is held.

@@ -84,6 +84,8 @@ func (c *Container) create(ctx context.Context) error {
 		return cmp.Or(c.remove(ctx), errGone)
 	case r.CreatedAt != 0:
 		return nil
+	case len(r.Begun) > 0: // an attempt that could not be rolled back: first away with it
+		return cmp.Or(c.remove(ctx), errGone)
 	}
 	if !c.sandbox.Status().Ready {
 		c.forget()
@@ -224,6 +226,10 @@ func (c *Container) start(ctx context.Context) error {
 	if !c.sandbox.Status().Ready {
 		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
 	}
+	// Of a start that was cut off, and could not be released when the daemon came back.
+	if err := c.plan.DownTo(ctx, stepTask); err != nil {
+		return err
+	}
 	if err := c.askStart(ctx); err != nil {
 		err = fmt.Errorf("%s: start: %w", c, err)
 		c.failedStart(err)
@@ -305,7 +311,12 @@ func (c *Container) finishFor(exit runtime.Exit, why string) {
 	if o := c.m.parts.Observer; o != nil && exit.LogBytesDropped > 0 {
 		o.LogDropped(exit.LogBytesDropped)
 	}
-	if err := c.ops.do(c.m.life, "settle", c.settle); err != nil && c.m.life.Err() == nil {
+	c.settleLogged(c.m.life)
+}
+
+// settleLogged is settle as an operation, for those whom nobody asked for it.
+func (c *Container) settleLogged(ctx context.Context) {
+	if err := c.ops.do(ctx, "settle", c.settle); err != nil && c.m.life.Err() == nil {
 		c.log.Warn("exited container is not cleaned up yet; its removal will try again", "error", err)
 	}
 }
@@ -370,8 +381,24 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	} else if err != nil {
 		return err
 	}
-	c.patience.shorten(time.Now().Add(grace))
-	return c.ops.do(ctx, "StopContainer", c.stop)
+	return c.within(ctx, grace, opStop, c.stop)
+}
+
+// Kinds of operations that end a container, by its patience.
+const (
+	opStop   = "StopContainer"
+	opRemove = "RemoveContainer"
+)
+
+// within runs one of those; all of them that are in flight, or wait, have no more patience than grace then.
+func (c *Container) within(ctx context.Context, grace time.Duration, kind string, fn func(context.Context) error) error {
+	at := time.Now().Add(grace)
+	c.patience.join(at)
+	defer c.patience.leave(func() bool { return c.ops.isOf(opStop, opRemove) })
+	return c.ops.do(ctx, kind, func(ctx context.Context) error {
+		c.patience.shorten(at) // again: the operation before may have ended, and cleared it, since
+		return fn(ctx)
+	})
 }
 
 func (c *Container) stop(ctx context.Context) error {
@@ -434,8 +461,7 @@ func (c *Container) halt(ctx context.Context) error {
 	if c.facts().state() == runtimeapi.ContainerState_CONTAINER_EXITED {
 		return nil
 	}
-	c.patience.shorten(time.Now())
-	return c.ops.do(ctx, "StopContainer", c.stop)
+	return c.within(ctx, 0, opStop, c.stop)
 }
 
 // RemoveContainer removes a container, by force if it runs. It is idempotent; unknown is success.
@@ -451,8 +477,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 
 // forceRemove removes the container whatever it does; a patient StopContainer in flight is cut short.
 func (c *Container) forceRemove(ctx context.Context) error {
-	c.patience.shorten(time.Now())
-	return c.ops.do(ctx, "RemoveContainer", c.remove)
+	return c.within(ctx, 0, opRemove, c.remove)
 }
 
 func (c *Container) remove(ctx context.Context) error {
@@ -460,9 +485,7 @@ func (c *Container) remove(ctx context.Context) error {
 	if c.isRemoved() {
 		return nil
 	}
-	if err := c.update(func(r *containerRecord) { r.RemovedAt = now() }); err != nil {
-		return err
-	}
+	c.learn(func(r *containerRecord) { r.RemovedAt = now() })
 	if c.facts().state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		if err := c.kill(ctx); err != nil {
 			return err

@@ -14,6 +14,7 @@ type deadline struct {
 	mu      sync.Mutex
 	at      time.Time     // zero: none set
 	changed chan struct{} // closed and replaced when at moves
+	waiting int           // callers between join and leave
 }
 
 // shorten moves the deadline to t if that is sooner.
@@ -26,6 +27,23 @@ func (d *deadline) shorten(t time.Time) {
 			close(d.changed)
 			d.changed = nil
 		}
+	}
+}
+
+// join is shorten for a caller that waits for what the deadline is for, until it calls leave.
+func (d *deadline) join(t time.Time) {
+	d.mu.Lock()
+	d.waiting++
+	d.mu.Unlock()
+	d.shorten(t)
+}
+
+// leave forgets the deadline with the last caller, unless what it is for is under way: who gives up before that has begun wants nothing of the next.
+func (d *deadline) leave(underWay func() bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.waiting--; d.waiting == 0 && !underWay() {
+		d.at = time.Time{}
 	}
 }
 

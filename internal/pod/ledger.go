@@ -34,33 +34,33 @@ type factsOf[R any] interface {
 }
 
 // update changes the facts. When the disk refuses, nothing changes.
-func (l *ledger[R, P]) update(f func(*R)) error {
+func (l *ledger[R, P]) update(f func(*R)) error { return l.change(f, false) }
+
+// learn is update for what is true, or comes true, whether the disk takes it or not: exits, and all that ends something. A full disk
+// must not keep anybody from freeing what fills it.
+func (l *ledger[R, P]) learn(f func(*R)) {
+	if err := l.change(f, true); err != nil && !errors.Is(err, errGone) {
+		l.log.Error("fact is kept in memory only", "error", err)
+	}
+}
+
+func (l *ledger[R, P]) change(f func(*R), anyway bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.removed {
+		return fmt.Errorf("%s: %w", l.object, errGone)
+	}
 	next := l.rec
 	steps := P(&next).begun()
 	*steps = slices.Clone(*steps)
 	f(&next)
-	if l.removed {
-		return fmt.Errorf("%s: %w", l.object, errGone)
-	}
-	if err := record.Write(l.path, l.header, next); err != nil {
+	err := record.Write(l.path, l.header, next)
+	if err != nil && !anyway {
 		return err
 	}
 	l.rec = next
 	l.publish()
-	return nil
-}
-
-// learn is update for facts that are true whether the disk takes them or not.
-func (l *ledger[R, P]) learn(f func(*R)) {
-	if err := l.update(f); err != nil && !errors.Is(err, errGone) {
-		l.log.Error("fact is kept in memory only", "error", err)
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		f(&l.rec)
-		l.publish()
-	}
+	return err
 }
 
 func (l *ledger[R, P]) facts() R {
@@ -101,10 +101,11 @@ func (l *ledger[R, P]) Begin(steps ...string) error {
 	})
 }
 
-// End implements step.Journal.
+// End implements step.Journal. It never fails: what it could not write down is released once more by the next life, if that comes first.
 func (l *ledger[R, P]) End(steps ...string) error {
-	return l.update(func(r *R) {
+	l.learn(func(r *R) {
 		begun := P(r).begun()
 		*begun = slices.DeleteFunc(*begun, func(s string) bool { return slices.Contains(steps, s) })
 	})
+	return nil
 }

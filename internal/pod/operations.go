@@ -56,3 +56,10 @@ func (o *ops) current() (Operation, bool) {
 	}
 	return Operation{Kind: cur.kind, Object: o.object, Since: cur.since, Stage: o.stageOf(cur)}, true
 }
+
+// isOf tells whether the operation in flight is of one of the kinds.
+func (o *ops) isOf(kinds ...string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.cur != nil && slices.Contains(kinds, o.cur.kind)
+}

@@ -172,18 +172,18 @@ func (s *Sandbox) loadContainer(id string) (*Container, error) {
 // is waited for in the background, so that it neither keeps the node from serving nor loses its pod to a busy moment.
 func (m *Manager) recoverSandbox(ctx context.Context, l loadedSandbox, rep *report) {
 	if !l.sameBoot || !l.plan.Held(stepShim) {
-		m.settleSandbox(ctx, l, observed{SameBoot: l.sameBoot}, nil, rep)
+		m.settleSandbox(ctx, l, observed{SameBoot: l.sameBoot}, nil, rep)()
 		return
 	}
 	tasks, err := l.reconnect(ctx, m.cfg.ShimTimeout)
 	switch {
 	case err == nil:
-		m.settleSandbox(ctx, l, observed{SameBoot: true, ShimAlive: true}, tasks, rep)
+		m.settleSandbox(ctx, l, observed{SameBoot: true, ShimAlive: true}, tasks, rep)()
 	case errors.Is(err, runtime.ErrShimGone):
 		if err := m.parts.Runtime.KillShim(ctx, l.ID); err != nil { // a process may be left that lost its socket
 			rep.trouble(fmt.Errorf("recover %s: %w", l.Sandbox, err))
 		}
-		m.settleSandbox(ctx, l, observed{SameBoot: true}, nil, rep)
+		m.settleSandbox(ctx, l, observed{SameBoot: true}, nil, rep)()
 	default:
 		rep.trouble(fmt.Errorf("recover %s: its shim does not answer and is waited for: %w", l.Sandbox, err))
 		m.awaitShim(l)
@@ -211,12 +211,14 @@ func (m *Manager) awaitShim(l loadedSandbox) {
 				l.log.Error("kill the pod's shim", "error", err)
 			}
 		}
-		close(done)
 		if m.life.Err() != nil {
+			close(done)
 			return // the next life looks again
 		}
 		var rep report
-		m.settleSandbox(m.life, l, observed{SameBoot: true, ShimAlive: err == nil}, tasks, &rep)
+		rest := m.settleSandbox(m.life, l, observed{SameBoot: true, ShimAlive: err == nil}, tasks, &rep)
+		close(done)
+		rest()
 		for _, err := range rep.SetAside {
 			l.log.Error("recover", "error", err)
 		}
@@ -224,8 +226,8 @@ func (m *Manager) awaitShim(l loadedSandbox) {
 	}()
 }
 
-// settleSandbox applies what was observed.
-func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed, tasks map[string]*shimpb.TaskInfo, rep *report) {
+// settleSandbox applies what was observed, while no operation runs on the sandbox and its containers; the rest, which it returns, are operations itself.
+func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed, tasks map[string]*shimpb.TaskInfo, rep *report) (rest func()) {
 	s := l.Sandbox
 	v := decideSandbox(s.facts(), o)
 	switch v {
@@ -236,17 +238,27 @@ func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed
 			s.watchPause(s.theShim())
 		}
 	}
+	var ends []func()
 	for _, c := range l.containers {
 		if v == rollBack || v == finishRemoval {
 			c.watchIfRunning() // the sandbox takes its containers along, and waits for their exits
 			continue
 		}
-		if err := c.recover(ctx, o.ShimAlive, tasks[c.ID], rep); err != nil {
+		end, err := c.recover(ctx, o.ShimAlive, tasks[c.ID], rep)
+		if err != nil {
 			rep.trouble(fmt.Errorf("recover %s: %w", c, err))
+		}
+		if end != nil {
+			ends = append(ends, end)
 		}
 	}
 	if v == rollBack || v == finishRemoval || v == finishStop || !l.sameBoot {
 		m.later(func(ctx context.Context) error { return s.settleVerdict(ctx, v) }, s.log)
+	}
+	return func() {
+		for _, end := range ends {
+			end()
+		}
 	}
 }
 
@@ -336,8 +348,8 @@ func (s *Sandbox) askShim(ctx context.Context) (map[string]*shimpb.TaskInfo, err
 	return tasks, nil
 }
 
-// recover brings a container of a sandbox that stays to what is true now.
-func (c *Container) recover(ctx context.Context, alive bool, info *shimpb.TaskInfo, rep *report) error {
+// recover brings a container of a sandbox that stays to what is true now, but for the end of one that is over, which it returns: that is an operation.
+func (c *Container) recover(ctx context.Context, alive bool, info *shimpb.TaskInfo, rep *report) (end func(), err error) {
 	exit, exitFacts, err := c.m.parts.Runtime.ReadExit(c.paths.bundle)
 	if err != nil {
 		c.log.Warn("read exit facts", "error", err)
@@ -347,32 +359,29 @@ func (c *Container) recover(ctx context.Context, alive bool, info *shimpb.TaskIn
 		c.watchIfRunning()
 		c.m.later(c.forceRemove, c.log)
 	case rollBack:
-		return c.abandon(ctx)
+		return nil, c.abandon(ctx)
 	case unstart:
-		return c.plan.DownTo(ctx, stepTask)
+		return nil, c.plan.DownTo(ctx, stepTask)
 	case adoptStarted:
-		if err := c.update(func(r *containerRecord) { r.StartedAt, r.PID = now(), int(info.GetPid()) }); err != nil {
-			return err
-		}
+		c.learn(func(r *containerRecord) { r.StartedAt, r.PID = now(), int(info.GetPid()) })
 		fallthrough
 	case adopt:
 		rep.count(&rep.Adopted)
 		c.watch()
 	case lose:
 		rep.count(&rep.Exited)
-		c.orphaned(ctx, "the node was rebooted or the pod's shim ended while the daemon was down")
+		return func() { c.orphaned(ctx, "the node was rebooted or the pod's shim ended while the daemon was down") }, nil
 	case settleExit:
-		if c.facts().FinishedAt == 0 {
-			rep.count(&rep.Exited)
-			if !exitFacts {
-				exit = runtime.Exit{Code: int(info.GetExitStatus()), ExitedAt: info.GetExitedAt().AsTime(), OOMKilled: info.GetOomKilled()}
-			}
-			c.finish(exit)
-			return nil
+		if c.facts().FinishedAt != 0 {
+			return func() { c.settleLogged(ctx) }, nil
 		}
-		return c.ops.do(ctx, "settle", c.settle)
+		rep.count(&rep.Exited)
+		if !exitFacts {
+			exit = runtime.Exit{Code: int(info.GetExitStatus()), ExitedAt: info.GetExitedAt().AsTime(), OOMKilled: info.GetOomKilled()}
+		}
+		return func() { c.finish(exit) }, nil
 	}
-	return nil
+	return nil, nil
 }
 
 // watchIfRunning lets whoever waits for the container's exit, as its removal does, see it.

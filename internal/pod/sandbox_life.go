@@ -219,9 +219,7 @@ func (s *Sandbox) stop(ctx context.Context) error {
 	}
 	if s.facts().StoppedAt == 0 {
 		// Not ready from the first moment on: nobody shall start containers in it, also after a crash.
-		if err := s.update(func(r *sandboxRecord) { r.StoppedAt = now() }); err != nil {
-			return err
-		}
+		s.learn(func(r *sandboxRecord) { r.StoppedAt = now() })
 	}
 	s.ending.begin()
 	if err := s.eachContainer(func(c *Container) error { return c.halt(ctx) }); err != nil {
@@ -314,15 +312,12 @@ func (s *Sandbox) remove(ctx context.Context) error {
 	if s.isRemoved() {
 		return nil
 	}
-	err := s.update(func(r *sandboxRecord) {
+	s.learn(func(r *sandboxRecord) {
 		r.RemovedAt = now()
 		if r.StoppedAt == 0 {
 			r.StoppedAt = r.RemovedAt
 		}
 	})
-	if err != nil {
-		return err
-	}
 	s.ending.begin()
 	if err := s.eachContainer(func(c *Container) error { return c.forceRemove(ctx) }); err != nil {
 		return err
