@@ -67,7 +67,11 @@ func (s *Store) importAll(ctx context.Context, lease leases.Lease, r io.Reader, 
 	}
 	defer closer()
 	in := &spaced{Reader: plain, root: s.cfg.Root}
-	index, err := archive.ImportIndex(ctx, ownRefs{s.content, lease.ID + "-"}, in)
+	gated := newGate(in)
+	index, err := archive.ImportIndex(ctx, ownRefs{s.content, lease.ID + "-"}, gated)
+	if cerr := gated.Close(); err == nil {
+		err = cerr
+	}
 	switch {
 	case in.err != nil:
 		return nil, in.err

@@ -24,7 +24,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-run/berth/internal/image/erofs"
-	"github.com/berth-run/berth/internal/image/registry"
 	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
@@ -123,9 +122,6 @@ func (c *checking) images(ctx context.Context) error {
 		own := func(id string) { c.owners[id] = append(c.owners[id], im.Name) }
 		t, err := c.s.walk(im.Target, func(_ string, desc ocispec.Descriptor) ([]byte, error) {
 			own(desc.Digest.String())
-			if desc.Size > registry.MaxDocument {
-				return nil, ErrUnsupported
-			}
 			return c.s.readDocument(ctx, desc)
 		})
 		if err != nil {

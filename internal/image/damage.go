@@ -16,11 +16,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berth-run/berth/internal/image/registry"
 	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
-// readDocument reads a manifest, index or configuration of the store, of which the caller has bounded the size. ErrCorrupt: it is not what its
-// digest promises.
+// readDocument reads a manifest, index or configuration of the store. ErrCorrupt: it is not what its digest promises. ErrUnsupported: it is larger than
+// any honest one.
 func (s *Store) readDocument(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	blob, err := s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
 	if err != nil {
@@ -29,6 +30,9 @@ func (s *Store) readDocument(ctx context.Context, desc ocispec.Descriptor) ([]by
 	defer blob.Close()
 	if blob.Size() != desc.Size {
 		return nil, fmt.Errorf("%s is kept with %d bytes, want %d: %w", desc.Digest, blob.Size(), desc.Size, ErrCorrupt)
+	}
+	if desc.Size > registry.MaxDocument {
+		return nil, fmt.Errorf("%s has %d bytes, more than the %d that a document may have: %w", desc.Digest, desc.Size, registry.MaxDocument, ErrUnsupported)
 	}
 	raw := make([]byte, desc.Size)
 	if _, err := io.ReadFull(io.NewSectionReader(blob, 0, desc.Size), raw); err != nil {

@@ -15,8 +15,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/berth-run/berth/internal/image/registry"
 )
 
 const (
@@ -106,9 +104,6 @@ func (p *puller) fetchTree(ctx context.Context, root ocispec.Descriptor) (*tree,
 func (s *Store) readTree(ctx context.Context, root ocispec.Descriptor) (*tree, ocispec.Image, error) {
 	var config ocispec.Image
 	t, err := s.walk(root, func(_ string, desc ocispec.Descriptor) ([]byte, error) {
-		if desc.Size > registry.MaxDocument {
-			return nil, fmt.Errorf("%s: %d bytes: %w", desc.Digest, desc.Size, ErrUnsupported)
-		}
 		raw, err := s.readDocument(ctx, desc)
 		if err == nil && images.IsConfigType(desc.MediaType) {
 			err = json.Unmarshal(raw, &config)
