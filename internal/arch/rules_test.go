@@ -86,6 +86,7 @@ var doors = []door{
 	{"github.com/sigstore", []string{"internal/image/trust"}, "what a signature is worth is decided in one place"},
 	{"github.com/containernetworking/cni", []string{"internal/network"}, "CNI's types change with its specification: one package follows them"},
 	{"github.com/containerd/nri", []string{"internal/nri"}, "NRI's types change with its protocol: one package follows them"},
+	{"github.com/checkpoint-restore", []string{"internal/checkpoint"}, "the form of archives that others read is known in one place"},
 	{"k8s.io/cri-streaming", []string{"internal/cri/stream"}, "streaming sessions have one owner"},
 	{"k8s.io/streaming", []string{"internal/cri/stream"}, "streaming sessions have one owner"},
 	{"k8s.io/klog", []string{"internal/cri/stream"}, "the log is slog's; stream turns the lines of the streaming libraries into ours"},

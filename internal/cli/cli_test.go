@@ -128,6 +128,8 @@ func TestErrors(t *testing.T) {
 		{"exec back/side ls", "exec in container side (d300000000000): it is not running"},
 		{"exec --sync -it web sh", "exec --sync: has no standard input and no terminal: leave out -i and -t"},
 		{"exec --transport carrier-pigeon web sh", `--transport "carrier-pigeon": is neither spdy nor websocket`},
+		{"checkpoint back/side x", "checkpoint container side (d300000000000): it is not running"},
+		{"checkpoint web", "checkpoint takes a container and a file: see `berth checkpoint --help`"},
 		{"attach back/side", "attach to container side (d300000000000): it is not running"},
 		{"port-forward front 99999", `port "99999": is not in 1 to 65535`},
 		{"port-forward front x:80", `local port "x": is not in 0 to 65535`},

@@ -47,6 +47,7 @@ var classes = []struct {
 	{pod.ErrUnavailable, codes.Unavailable},
 	{stream.ErrBusy, codes.ResourceExhausted},
 	{runtime.ErrShimGone, codes.Unavailable},
+	{runtime.ErrUnsupported, codes.Unimplemented},
 	{nri.ErrRequired, codes.Unavailable},
 	{nri.ErrRefused, codes.FailedPrecondition},
 	{context.Canceled, codes.Canceled},

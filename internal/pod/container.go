@@ -25,7 +25,9 @@ type Container struct {
 	sandbox *Sandbox
 	paths   containerPaths
 	ops     ops
-	plan    *step.Plan
+	// checkpoints are operations beside the others: a stop need not wait for them.
+	checkpoints ops
+	plan        *step.Plan
 
 	status atomic.Pointer[ContainerStatus]
 	// done is closed once the container has exited, after its facts are published.
@@ -67,6 +69,9 @@ type containerRecord struct {
 	UID     int64          `json:"uid"`
 	GID     int64          `json:"gid"`
 	Groups  []int64        `json:"groups,omitempty"`
+
+	// Checkpoint is the unfinished archive of a checkpoint that is being made; empty: none is. The container stands still for a part of that time.
+	Checkpoint string `json:"checkpoint,omitempty"`
 
 	Begun []string `json:"begun"`
 }
@@ -148,6 +153,7 @@ func (s *Sandbox) newContainer(rec containerRecord, config *runtimeapi.Container
 	}
 	c.plan = c.newPlan()
 	c.ops = ops{object: c.String(), stage: c.plan.Stage, work: &s.m.work, log: c.log}
+	c.checkpoints = ops{object: c.String(), stage: func() string { return "" }, work: &s.m.work, log: c.log}
 	c.publish()
 	return c, nil
 }

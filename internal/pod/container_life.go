@@ -16,7 +16,6 @@ import (
 
 	"github.com/berth-run/berth/internal/image"
 	"github.com/berth-run/berth/internal/nri"
-	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 )
 
@@ -180,7 +179,7 @@ func (c *Container) abandon(ctx context.Context) error {
 }
 
 func (c *Container) erase() error {
-	if err := record.Remove(c.paths.record); err != nil {
+	if err := c.strike(); err != nil {
 		return err
 	}
 	c.forget()

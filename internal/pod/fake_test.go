@@ -29,6 +29,7 @@ import (
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/runtime"
+	"github.com/berth-run/berth/internal/shimapi"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 	"github.com/berth-run/berth/internal/spec"
 )
@@ -88,9 +89,10 @@ const oomFloor = -500
 
 // fault strikes one call into the world.
 type fault struct {
-	at   int
-	what string // strikes at the next call of this name, once; "": at the n-th
-	kind string // "error before", "error after", "crash before", "crash after"; "": none
+	at    int
+	what  string // strikes at the next call of this name, once; "": at the n-th
+	every string // strikes at each call of this name
+	kind  string // "error before", "error after", "crash before", "crash after"; "": none
 }
 
 // failNext makes the next call of this name an error.
@@ -129,7 +131,7 @@ func (l *life) call(what string, f func() error) error {
 	l.calls++
 	l.trace = append(l.trace, what)
 	kind := ""
-	if l.calls == l.fault.at || l.fault.what == what {
+	if l.calls == l.fault.at || l.fault.what == what || l.fault.every == what {
 		kind = l.fault.kind
 		l.fault.what = ""
 	}
@@ -212,6 +214,15 @@ func (f fakeImages) FillVolumes(_ context.Context, r image.FillRequest) error {
 		return nil
 	}
 	return f.call("fill volumes", func() error { return nil })
+}
+func (f fakeImages) DiffRootfs(_ context.Context, id string, w io.Writer) error {
+	return f.call("diff rootfs", func() error {
+		if !f.held["pause "+id] {
+			return errors.New("difference of a root file system that changes")
+		}
+		_, err := w.Write([]byte("layer"))
+		return err
+	})
 }
 func (f fakeImages) VolumeFolder(id string, n int) string            { return fmt.Sprintf("/rootfs/%s/%d", id, n) }
 func (f fakeImages) RemoveRootfs(_ context.Context, id string) error { return f.drop("rootfs", id) }
@@ -444,6 +455,24 @@ func (v shimView) Create(_ context.Context, t runtime.CreateTask) error {
 
 func (v shimView) Start(_ context.Context, id string) (int, error) {
 	return 42, v.call("start task", func() error { v.s.tasks[id].status = shimpb.Status_RUNNING; return nil })
+}
+
+func (v shimView) Pause(_ context.Context, id string) error {
+	return v.call("pause task", func() error { v.held["pause "+id] = true; return nil })
+}
+
+func (v shimView) Resume(_ context.Context, id string) error {
+	return v.call("resume task", func() error { delete(v.held, "pause "+id); return nil })
+}
+
+func (v shimView) Checkpoint(_ context.Context, id, folder string) error {
+	return v.call("checkpoint task", func() error {
+		if !v.held["pause "+id] {
+			return errors.New("checkpoint of a container that goes on")
+		}
+		images := filepath.Join(folder, shimapi.CheckpointImages)
+		return errors.Join(os.Mkdir(images, 0o700), os.WriteFile(filepath.Join(images, "inventory.img"), []byte("criu"), 0o600))
+	})
 }
 
 func (v shimView) Wait(ctx context.Context, id string) (runtime.Exit, error) {

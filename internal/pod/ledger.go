@@ -75,6 +75,18 @@ func (l *ledger[R, P]) isRemoved() bool {
 	return l.removed
 }
 
+// strike removes the record, for good: whoever still works on the object, as a checkpoint may, cannot write it again.
+func (l *ledger[R, P]) strike() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := record.Remove(l.path); err != nil {
+		return err
+	}
+	l.removed = true
+	l.publish()
+	return nil
+}
+
 // vanish ends the facts: nobody sees or changes them any more.
 func (l *ledger[R, P]) vanish() {
 	l.mu.Lock()

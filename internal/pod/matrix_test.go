@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -44,6 +46,34 @@ func joinProcesses(ctx context.Context, n *node, p *progress) error {
 	return errors.Join(n.StartContainer(ctx, id), n.StopContainer(ctx, id, time.Second), n.RemoveContainer(ctx, id))
 }
 
+// checkpointed makes a checkpoint. Whatever becomes of it, the container goes on.
+func checkpointed(ctx context.Context, n *node, p *progress) error {
+	archives := filepath.Join(n.cfg.Root, "archives")
+	if err := os.MkdirAll(archives, 0o700); err != nil {
+		return err
+	}
+	location := filepath.Join(archives, "c.tar")
+	err := n.Checkpoint(ctx, CheckpointRequest{ID: p.container, Location: location, Status: []byte("{}")})
+	n.w.mu.Lock()
+	paused := n.w.held["pause "+p.container]
+	n.w.mu.Unlock()
+	if paused {
+		return errors.Join(errors.New("the container stands still"), err)
+	}
+	entries, rerr := os.ReadDir(archives)
+	if rerr != nil || err == nil && len(entries) != 1 || err != nil && len(entries) > 1 {
+		return fmt.Errorf("archives %v: %w", entries, errors.Join(err, rerr))
+	}
+	if c, cerr := n.ContainerByID(p.container); cerr == nil && c.facts().Checkpoint != "" {
+		return fmt.Errorf("the record has %s: %w", c.facts().Checkpoint, err)
+	}
+	left, _ := os.ReadDir(n.checkpointsDir())
+	if len(left) > 0 {
+		return fmt.Errorf("left in the folder of checkpoints: %v: %w", left, err)
+	}
+	return err
+}
+
 // stages are a pod's whole life; each one can be repeated after a failure.
 var stages = []struct {
 	name string
@@ -72,6 +102,7 @@ var stages = []struct {
 		return err
 	}},
 	{"a container that joins", joinProcesses},
+	{"CheckpointContainer", checkpointed},
 	{"StopContainer", func(ctx context.Context, n *node, p *progress) error {
 		return n.StopContainer(ctx, p.container, time.Second)
 	}},

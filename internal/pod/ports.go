@@ -4,6 +4,7 @@ package pod
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -53,6 +54,10 @@ type Shim interface {
 	Delete(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, resources []byte) error
 	ReopenLog(ctx context.Context, id string) error
+	// Pause and Resume freeze a container and let it go on; Checkpoint writes the state of its processes into a folder. See runtime.Shim.
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Checkpoint(ctx context.Context, id, folder string) error
 	ExecSync(ctx context.Context, id string, r runtime.ExecRequest) (runtime.ExecResult, error)
 	// Exec and Attach serve a client's session to its end; see runtime.Shim.
 	Exec(ctx context.Context, id string, process []byte, session runtime.Session) (code int, err error)
@@ -86,6 +91,8 @@ type Images interface {
 	// RemoveRootfs is idempotent.
 	RemoveRootfs(ctx context.Context, id string) error
 	Rootfses() ([]string, error)
+	// DiffRootfs writes what a container has changed in its root file system, as an OCI layer. It must be paused, or have ended.
+	DiffRootfs(ctx context.Context, id string, w io.Writer) error
 }
 
 // Host is what a pod holds of the kernel. Each release is idempotent.

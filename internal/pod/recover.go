@@ -41,6 +41,10 @@ const recoveryWorkers = 64
 func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	begin := time.Now()
 	var rep report
+	// A shim may still be writing there for a checkpoint of an earlier life, in vain.
+	if err := os.RemoveAll(m.checkpointsDir()); err != nil {
+		m.log.WarnContext(ctx, "what checkpoints of an earlier life have left", "error", err)
+	}
 	for _, dir := range []string{m.podsDir(), m.statesDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return rep.Recovery, fmt.Errorf("recover: %w", err)
@@ -354,6 +358,7 @@ func (c *Container) recover(ctx context.Context, alive bool, info *shimpb.TaskIn
 	if err != nil {
 		c.log.Warn("read exit facts", "error", err)
 	}
+	c.endCheckpoint(ctx, alive)
 	switch decideContainer(c.facts(), alive, exitFacts, c.plan.Held(stepTask), task{info != nil, info.GetStatus()}) {
 	case finishRemoval:
 		c.watchIfRunning()

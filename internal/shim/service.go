@@ -414,7 +414,7 @@ func (s *service) methods() map[string]rpc.Method {
 		task + "Connect":    rpc.Handle(s.Connect),
 		task + "Shutdown":   rpc.Handle(s.Shutdown),
 		task + "Exec":       later("Task.Exec is not available yet: use berth.shim.v1.Shim.Exec"),
-		task + "Checkpoint": later("checkpoint is not available yet"),
+		task + "Checkpoint": rpc.Handle(s.Checkpoint),
 		task + "Stats":      later("stats are not available from the shim: read them from the container's cgroup"),
 		shim + "Info":       rpc.Handle(s.Info),
 		shim + "ReopenLog":  rpc.Handle(s.ReopenLog),

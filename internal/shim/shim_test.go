@@ -349,7 +349,7 @@ func TestBadRequests(t *testing.T) {
 	_, err = s.task.Wait(s.ctx, &taskpb.WaitRequest{Id: "nobody"})
 	wantCode(t, "wait for nobody", err, codes.NotFound)
 	_, err = s.task.Checkpoint(s.ctx, &taskpb.CheckpointTaskRequest{Id: id})
-	wantCode(t, "checkpoint", err, codes.Unimplemented)
+	wantCode(t, "checkpoint to nowhere", err, codes.InvalidArgument)
 	_, err = s.task.Shutdown(s.ctx, &taskpb.ShutdownRequest{})
 	wantCode(t, "shutdown with a container", err, codes.FailedPrecondition)
 }

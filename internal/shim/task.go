@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -67,6 +68,8 @@ type task struct {
 	paths      *streamPaths
 	clients    clients
 	createArgs []string
+
+	checkpointing atomic.Bool
 
 	mu        sync.Mutex
 	phase     phase
@@ -389,12 +392,21 @@ func (t *task) thawFor(sig syscall.Signal) error {
 	return t.freeze("resume", false)
 }
 
-// freeze pauses or resumes the container.
+// freeze pauses or resumes the container. To resume one that is not paused is success; one that could not be paused as a whole goes on.
 func (t *task) freeze(command string, paused bool) error {
 	if err := t.require(running, command); err != nil {
 		return err
 	}
+	t.mu.Lock()
+	was := t.paused
+	t.mu.Unlock()
+	if !paused && !was {
+		return nil
+	}
 	if err := t.runtime.control(&runtimeCall{options: t.options, args: []string{command, t.id}}); err != nil {
+		if paused && !was {
+			_ = t.runtime.control(&runtimeCall{options: t.options, args: []string{"resume", t.id}}) // it mostly says that there is nothing to resume
+		}
 		return err
 	}
 	t.mu.Lock()

@@ -29,6 +29,8 @@ const (
 	InitFactName = "init.json"
 	// TaskPIDName is the file, in a foreign container's folder of state, with the process ID of its init.
 	TaskPIDName = "task.pid"
+	// CheckpointImages is the folder of CRIU's images in the one that a checkpoint is written to; its logs are beside it.
+	CheckpointImages = "checkpoint"
 	// ExitFactName is the file of the ExitFact.
 	ExitFactName = "exit.json"
 )

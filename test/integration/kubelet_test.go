@@ -152,10 +152,6 @@ func TestWhatComesLaterSaysSo(t *testing.T) {
 	ctx, r := k.Ctx(), k.D.Runtime
 	c := k.RunPod(k.PodConfig("later")).Start(k.Forever("main"))
 	for name, call := range map[string]func() error{
-		"CheckpointContainer": func() error {
-			_, err := r.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: c.ID, Location: "/tmp/x"})
-			return err
-		},
 		"CheckpointPod": func() error {
 			_, err := r.CheckpointPod(ctx, &cri.CheckpointPodRequest{PodSandboxId: c.Pod.ID})
 			return err

@@ -185,6 +185,17 @@ type PidsResponse struct{ Processes []ProcessInfo }
 
 func (m *PidsResponse) fields(c *codec) { list(c, 1, &m.Processes) }
 
+// CheckpointTaskRequest asks for a checkpoint; options, which are another shim's, are not taken.
+type CheckpointTaskRequest struct {
+	ID   string
+	Path string
+}
+
+func (m *CheckpointTaskRequest) fields(c *codec) {
+	c.string(1, &m.ID)
+	c.string(2, &m.Path)
+}
+
 // UpdateTaskRequest changes a container's resources.
 type UpdateTaskRequest struct {
 	ID        string

@@ -58,6 +58,7 @@ var pairs = []struct {
 	{&KillRequest{"id", "exec", 9, true}, &task.KillRequest{Id: "id", ExecId: "exec", Signal: 9, All: true}},
 	{&CloseIORequest{"id", "exec", true}, &task.CloseIORequest{Id: "id", ExecId: "exec", Stdin: true}},
 	{&UpdateTaskRequest{"id", Any{"url", []byte("{}")}}, &task.UpdateTaskRequest{Id: "id", Resources: &anypb.Any{TypeUrl: "url", Value: []byte("{}")}}},
+	{&CheckpointTaskRequest{"id", "/dir"}, &task.CheckpointTaskRequest{Id: "id", Path: "/dir"}},
 	{&WaitResponse{137, at}, &task.WaitResponse{ExitStatus: 137, ExitedAt: timestamppb.New(at)}},
 	{&WaitResponse{0, time.Unix(-5, 7)}, &task.WaitResponse{ExitedAt: timestamppb.New(time.Unix(-5, 7))}},
 	{&ConnectResponse{1, 2, "v"}, &task.ConnectResponse{ShimPid: 1, TaskPid: 2, Version: "v"}},

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runtime
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestTheFirstErrorsOfADumpAreTold(t *testing.T) {
+	log := filepath.Join(t.TempDir(), dumpLogName)
+	if got := dumpErrors(log); got != "" {
+		t.Errorf("without a log: %q", got)
+	}
+	text := strings.Repeat("(00.001) a line\n", maxDumpLog/8) +
+		"(00.01) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.02) Warn  (x): y\n(00.03) Error (a.c:1): two\n(00.04) Error (b.c:2): three\n(00.05) Error (c.c:3): four"
+	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := "Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.; Error (a.c:1): two; Error (b.c:2): three"
+	if got := dumpErrors(log); got != want {
+		t.Errorf("got %q", got)
+	}
+	if err := os.WriteFile(log, []byte("Error ("+strings.Repeat("x", maxDumpLog)), 0o600); err != nil { // one line without an end
+		t.Fatal(err)
+	}
+	if got := dumpErrors(log); got != "" {
+		t.Errorf("a line of %d bytes: %d bytes", maxDumpLog, len(got))
+	}
+}
