@@ -226,7 +226,7 @@ func args(min, max int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < min && min == 1:
-			return fmt.Errorf("%s: no %s given: see `%s --help`", cmd.Name(), what, cmd.CommandPath())
+			return fmt.Errorf("%s: no %s given: see `%s --help`", cmd.Name(), strings.TrimPrefix(what, "one "), cmd.CommandPath())
 		case len(args) < min:
 			return fmt.Errorf("%s takes %s: see `%s --help`", cmd.Name(), what, cmd.CommandPath())
 		case max == 0 && len(args) > 0:

@@ -140,6 +140,8 @@ func TestErrors(t *testing.T) {
 		{"pods --state up", `--state "up" is not one of ready, notready`},
 		{"ps --label x", `--label "x": must be KEY=VALUE`},
 		{"pull", "pull: no image given: see `berth pull --help`"},
+		{"logs", "logs: no container given: see `berth logs --help`"},
+		{"run", "run: no manifest given: see `berth run --help`"},
 		{"pull x --creds-stdin", "credentials must be USER:PASSWORD"},
 		{"rmi nothing", `image "nothing": not found`},
 		{"stopp front extra", `pod "extra": not found`},
@@ -184,6 +186,8 @@ func TestNobodyAtTheSocket(t *testing.T) {
 		gone:                             "cannot reach berth at " + gone + ": there is no such socket: " + hint,
 		"unix://" + gone:                 "cannot reach berth at " + gone + ": there is no such socket: " + hint,
 		filepath.Join(dir, "stale.sock"): "cannot reach berth at " + filepath.Join(dir, "stale.sock") + ": nobody listens there: " + hint,
+		file:                             "cannot reach berth at " + file + ": it is not a socket that can be connected to: say which one with --socket",
+		dir:                              "cannot reach berth at " + dir + ": it is not a socket that can be connected to: say which one with --socket",
 		"tcp://1.2.3.4:5":                `socket "tcp://1.2.3.4:5": only unix sockets can be used: /path or unix:///path`,
 	} {
 		if got := berthIn(t.Context(), "", "--socket", socket, "pods"); got.code != 1 || got.err != "berth: "+want+"\n" {

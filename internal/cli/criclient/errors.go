@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"syscall"
 
 	"google.golang.org/grpc/codes"
@@ -20,12 +21,12 @@ func unreachable(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		why = "there is no such socket"
+	case isNoSocket(path), errors.Is(err, syscall.ENOTSOCK), errors.Is(err, syscall.EPROTOTYPE):
+		why, hint = "it is not a socket that can be connected to", "say which one with --socket"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why = "nobody listens there"
 	case errors.Is(err, fs.ErrPermission):
 		why, hint = "permission denied", "run as root or join the socket's group"
-	case errors.Is(err, syscall.ENOTSOCK), errors.Is(err, syscall.EPROTOTYPE):
-		why, hint = "it is not a socket that can be connected to", "say which one with --socket"
 	default:
 		var op *net.OpError
 		if errors.As(err, &op) {
@@ -34,6 +35,12 @@ func unreachable(path string, err error) error {
 		why = err.Error()
 	}
 	return fmt.Errorf("cannot reach berth at %s: %s: %s", path, why, hint)
+}
+
+// isNoSocket tells of what is there and something else: the kernel refuses that as it refuses a socket at which nobody listens.
+func isNoSocket(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().Type() != fs.ModeSocket
 }
 
 // rpcError is an error of the runtime in words: without gRPC's decoration, with its code kept.
