@@ -53,9 +53,12 @@ func TestEachErrorHasTheCodeThatItsCallerActsOn(t *testing.T) {
 }
 
 func TestTheKubeletFindsItsPrefix(t *testing.T) {
-	s, _ := status.FromError(Status(fmt.Errorf("pull x: %w", image.ErrUnavailable)))
-	if !strings.HasPrefix(s.Message(), "RegistryUnavailable") {
-		t.Errorf("got %q", s.Message())
+	for want, err := range map[string]error{"RegistryUnavailable": image.ErrUnavailable, "SignatureValidationFailed": image.ErrRefused, "RROUnsupported": pod.ErrRecursiveReadOnly,
+		"ImageVolumeMountFailed": pod.ErrImageVolume} {
+		s, _ := status.FromError(Status(fmt.Errorf("mounts[0]: %w: %w", pod.ErrInvalid, err)))
+		if !strings.HasPrefix(s.Message(), want+": ") {
+			t.Errorf("%s: got %q", want, s.Message())
+		}
 	}
 }
 

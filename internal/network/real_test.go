@@ -194,6 +194,7 @@ func TestRealPodIsReachedAtItsAddressesAndHostPort(t *testing.T) {
 				t.Error(err)
 			}
 			wantInside(t, a.NetnsPath, r.IPs)
+			wantNoAdvertisements(t)
 			if err := net.Detach(ctx, a); err != nil {
 				t.Error(err)
 			}
@@ -202,6 +203,29 @@ func TestRealPodIsReachedAtItsAddressesAndHostPort(t *testing.T) {
 			}
 			n.wantNothingLeft(net)
 		})
+	}
+}
+
+// wantNoAdvertisements: a router advertisement of a pod must not make the host send its traffic through it (CVE-2020-10749).
+func wantNoAdvertisements(t *testing.T) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, f := range files {
+		name := filepath.Base(filepath.Dir(f))
+		if name != "bt0" && !strings.HasPrefix(name, "veth") {
+			continue
+		}
+		seen++
+		if data, err := os.ReadFile(f); err != nil || strings.TrimSpace(string(data)) != "0" {
+			t.Errorf("%s: %q, %v", f, data, err)
+		}
+	}
+	if seen != 2 {
+		t.Errorf("%d interfaces lead to the pod: %v", seen, files)
 	}
 }
 

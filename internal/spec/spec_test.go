@@ -56,6 +56,35 @@ func TestServiceLinksDoNotSlowContainersDown(t *testing.T) {
 	}
 }
 
+// The kernel's crypto sockets (AF_ALG) have been a way to root, and virtual machines' (AF_VSOCK) lead past the pod's network.
+func TestTheDefaultSeccompProfileRefusesSocketsThatLeadOut(t *testing.T) {
+	in := ordinaryInput()
+	in.Profile = Profile{Default: true}
+	s := generate(t, in)
+	for family, want := range map[uint64]bool{1: true, 2: true, 10: true, 16: true, 38: false, 40: false} {
+		if got := allowsCall(s, "socket", family); got != want {
+			t.Errorf("socket of family %d: allowed %t, want %t", family, got, want)
+		}
+	}
+}
+
+// allowsCall tells whether a call with this first argument is allowed.
+func allowsCall(s *specs.Spec, name string, arg uint64) bool {
+	return slices.ContainsFunc(s.Linux.Seccomp.Syscalls, func(rule specs.LinuxSyscall) bool {
+		if rule.Action != specs.ActAllow || !slices.Contains(rule.Names, name) {
+			return false
+		}
+		for _, a := range rule.Args { // all of them must hold
+			holds, known := map[specs.LinuxSeccompOperator]bool{specs.OpEqualTo: arg == a.Value, specs.OpNotEqual: arg != a.Value, specs.OpLessThan: arg < a.Value,
+				specs.OpLessEqual: arg <= a.Value, specs.OpGreaterThan: arg > a.Value, specs.OpGreaterEqual: arg >= a.Value}[a.Op]
+			if a.Index == 0 && known && !holds {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 func TestTheDefaultSeccompProfileFollowsCapabilities(t *testing.T) {
 	in := ordinaryInput()
 	in.Profile = Profile{Default: true}
