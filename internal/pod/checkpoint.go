@@ -84,7 +84,11 @@ func (c *Container) checkpoint(ctx context.Context, r CheckpointRequest) (err er
 	if errors.Is(err, errFrozen) {
 		return err // the record stays as it is
 	}
-	return errors.Join(err, c.update(func(rec *containerRecord) { rec.Checkpoint = "" }))
+	c.learn(func(rec *containerRecord) { rec.Checkpoint = "" }) // the disk may be full by now
+	if c.isRemoved() {
+		err = errors.Join(err, fmt.Errorf("checkpoint: %w", errGone))
+	}
+	return err
 }
 
 // errFrozen: a container that was to go on stands still.

@@ -50,6 +50,9 @@ func TestAStopDoesNotWaitForACheckpoint(t *testing.T) {
 		result <- n.Checkpoint(t.Context(), CheckpointRequest{ID: c, Location: filepath.Join(dir, "c.tar")})
 	}()
 	<-g.reached
+	if work := n.Operations(); len(work) != 1 || work[0].ID != c || !strings.HasPrefix(work[0].Kind, "CheckpointContainer") {
+		t.Errorf("under way: %+v", work)
+	}
 	if err := n.StopContainer(t.Context(), c, 0); err != nil {
 		t.Fatal(err)
 	}

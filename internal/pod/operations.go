@@ -37,9 +37,11 @@ func (m *Manager) Operations() []Operation {
 		}
 	}
 	for _, c := range containers {
-		if op, ok := c.ops.current(); ok {
-			op.ID = c.ID
-			all = append(all, op)
+		for _, o := range []*ops{&c.ops, &c.checkpoints} {
+			if op, ok := o.current(); ok {
+				op.ID = c.ID
+				all = append(all, op)
+			}
 		}
 	}
 	slices.SortFunc(all, func(a, b Operation) int { return a.Since.Compare(b.Since) })
