@@ -62,7 +62,7 @@ func findCRIU() error {
 	return fmt.Errorf("this node has no CRIU: install the package criu: %w", ErrUnsupported)
 }
 
-// dumpErrors are the first errors in CRIU's log: what follows are mostly consequences.
+// dumpErrors are the last errors in CRIU's log, but for the very last, which says that it has failed. The first ones mostly tell what it can do without.
 func dumpErrors(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -73,9 +73,13 @@ func dumpErrors(path string) string {
 		_, _ = f.Seek(-maxDumpLog, 2) // of a regular file
 	}
 	var said []string
-	for lines := bufio.NewScanner(f); lines.Scan() && len(said) < maxDumpErrors; {
-		if _, text, ok := strings.Cut(lines.Text(), "Error ("); ok {
-			said = append(said, "Error ("+strings.TrimSpace(text))
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		_, text, ok := strings.Cut(lines.Text(), "Error (")
+		if !ok || strings.HasSuffix(text, "Dumping FAILED.") {
+			continue
+		}
+		if said = append(said, "Error ("+strings.TrimSpace(text)); len(said) > maxDumpErrors {
+			said = said[1:]
 		}
 	}
 	return strings.Join(said, "; ")
