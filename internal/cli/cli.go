@@ -105,6 +105,7 @@ func (c *CLI) newRoot() *cobra.Command {
 	if c.o.Serve != nil {
 		group("daemon", c.serveCommand())
 	}
+	root.SetHelpCommand(c.helpCommand())
 	return root
 }
 

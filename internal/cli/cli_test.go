@@ -145,6 +145,8 @@ func TestErrors(t *testing.T) {
 		{"pull x --creds-stdin", "credentials must be USER:PASSWORD"},
 		{"rmi nothing", `image "nothing": not found`},
 		{"stopp front extra", `pod "extra": not found`},
+		{"help pots", `unknown command "pots": did you mean pods`},
+		{"help config nope", `unknown command "nope"`},
 		{"pots", `unknown command "pots": did you mean pods`},
 		{"pods --frob", "unknown flag: --frob: see `berth pods --help`"},
 		{"run /nowhere/pod.yaml", "/nowhere/pod.yaml: no such file or directory"},

@@ -95,9 +95,10 @@ func TestVersionIsToldWithoutADaemon(t *testing.T) {
 func TestCompletionOffersWhatThereIs(t *testing.T) {
 	f := populated(t)
 	for args, want := range map[string]string{
-		"__complete stop fr":  "front\tpod\n",
-		"__complete logs w":   "web\tcontainer of front\n",
-		"__complete rmi dock": "docker.io/library/busybox:1\n",
+		"__complete stop fr":       "front\tpod\n",
+		"__complete help config d": "default\tPrint the default file: every key with its meaning and default\n",
+		"__complete logs w":        "web\tcontainer of front\n",
+		"__complete rmi dock":      "docker.io/library/busybox:1\n",
 	} {
 		got := f.berth(t, strings.Fields(args)...)
 		if got.code != 0 || !strings.HasPrefix(got.out, want) {

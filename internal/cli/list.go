@@ -37,6 +37,8 @@ func (l *listing) filterFlags(cmd *cobra.Command, states string) {
 	f.StringVar(&l.id, "id", "", "only the one with this ID, or a beginning of it")
 	f.StringVar(&l.name, "name", "", "only names that match this regular expression")
 	f.StringVarP(&l.state, "state", "s", "", "only this state: "+states)
+	names := strings.FieldsFunc(strings.ReplaceAll(states, " or ", ","), func(r rune) bool { return r == ',' || r == ' ' })
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	f.StringArrayVar(&l.labels, "label", nil, "only those with this label, KEY=VALUE; may be repeated")
 	f.BoolVarP(&l.latest, "latest", "l", false, "only the newest")
 	f.IntVarP(&l.last, "last", "n", 0, "only the newest N")
