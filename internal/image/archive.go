@@ -286,8 +286,12 @@ func (s *Store) exportable(ctx context.Context, ref string) (archive.ExportOpt, 
 	if err != nil {
 		return nil, err
 	}
+	kept, err := s.keepsLayers(ctx, t)
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range slices.Concat(t.layers, t.unnamed) {
-		if _, err := s.content.Info(ctx, l.Digest); errdefs.IsNotFound(err) {
+		if _, err := s.content.Info(ctx, l.Digest); errdefs.IsNotFound(err) || err == nil && !kept {
 			return nil, fmt.Errorf("layer %s: %w: set images.keep_layers = true, restart the daemon, remove the image and pull it again", l.Digest, ErrLayersDropped)
 		} else if err != nil {
 			return nil, err

@@ -59,6 +59,11 @@ func (a *arrival) open(ctx context.Context) (err error) {
 	if a.w, err = content.OpenWriter(context.WithValue(ctx, ingestPathKey{}, at), a.s.content, content.WithRef(ingest(a.desc)), content.WithDescriptor(a.desc)); err != nil {
 		return err
 	}
+	if at.dir == "" { // a file of the blob is here that nobody knows of: a crash came while it was deleted
+		if err := a.w.Truncate(0); err != nil {
+			return fmt.Errorf("begin beside a blob that was being deleted: %w", err)
+		}
+	}
 	status, err := a.w.Status()
 	if err != nil {
 		return err

@@ -65,7 +65,8 @@ func (p *puller) blobAfter(ctx context.Context, desc ocispec.Descriptor, t *trie
 		return err
 	}
 	defer p.s.locks.Unlock(key)
-	if here, err := p.here(ctx, desc); here || err != nil {
+	here, err := p.here(ctx, desc)
+	if t.found = here; here || err != nil {
 		return err
 	}
 	return p.connected(ctx, desc, func() error { return p.download(ctx, desc, t) })
@@ -110,6 +111,7 @@ type tries struct {
 	inARow int  // that brought next to nothing
 	wrong  bool // what came had not its digest
 	anew   int  // how often the registry had not what is missing alone
+	found  bool // it was here already
 }
 
 // errAfresh: the next try begins at the blob's start.

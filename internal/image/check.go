@@ -140,10 +140,16 @@ func (c *checking) images(ctx context.Context) error {
 			c.tops[im.Name] = t.top()
 		}
 		for i := range t.layers {
-			own(t.layers[i].Digest.String())
 			own(t.chain[i].String())
 		}
-		for _, l := range t.unnamed {
+		kept, err := c.s.keepsLayers(ctx, t)
+		if err != nil {
+			return err
+		}
+		if !kept { // a blob that is here is a pull's of another image
+			continue
+		}
+		for _, l := range slices.Concat(t.layers, t.unnamed) {
 			own(l.Digest.String())
 		}
 	}

@@ -54,7 +54,7 @@ func (s *Store) blobPath(d digest.Digest) string {
 }
 
 // consumes tells whether a compressed layer is of no use any more once it is read. What can be fetched again only: a crash in the middle costs
-// that, as does another image that wants the same layer on other ones at this very moment.
+// that, as does another image that wants the same layer on other ones at this very moment. What was here before is left alone.
 func (u *unpacking) consumes(desc ocispec.Descriptor) bool {
 	if u.s.cfg.KeepLayers || u.session == nil || desc.Size < consumeFrom {
 		return false
@@ -74,7 +74,7 @@ func (u *unpacking) openLayer(ctx context.Context, i int) (io.ReadCloser, error)
 	if a := u.arriving[i]; a != nil {
 		return a.follow(ctx), nil
 	}
-	if !u.consumes(desc) {
+	if u.found[i] || !u.consumes(desc) {
 		blob, err := u.s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size})
 		if err != nil {
 			return nil, err
@@ -146,8 +146,9 @@ func (c *consumer) Close() error {
 }
 
 // consumed drops what is left of a compressed layer.
-func (u *unpacking) consumed(ctx context.Context, desc ocispec.Descriptor) error {
-	if !u.consumes(desc) {
+func (u *unpacking) consumed(ctx context.Context, i int) error {
+	desc := u.t.layers[i]
+	if u.found[i] || !u.consumes(desc) {
 		return nil
 	}
 	if err := u.s.locks.Lock(ctx, blobPrefix+desc.Digest.String()); err != nil {

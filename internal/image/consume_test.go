@@ -3,8 +3,10 @@
 package image
 
 import (
+	"errors"
 	"io/fs"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -152,4 +154,47 @@ func digestOf(t *testing.T, im v1.Image, i int) digest.Digest {
 		t.Fatal(err)
 	}
 	return digest.Digest(d.String())
+}
+
+// TestAKeptLayerIsNotConsumedForAnotherImage: who kept compressed layers once can still export them.
+func TestAKeptLayerIsNotConsumedForAnotherImage(t *testing.T) {
+	dir, reg := t.TempDir(), newRegistry(t)
+	s := openWith(t, dir, func(c *Config) { c.KeepLayers = true })
+	shared := storedLayer(t, map[string]string{"f": incompressible(2 * consumeFrom)})
+	kept := mustPull(t, s, reg.push(t, "kept:1", imageOf(t, v1.Config{}, shared)))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir)
+	other := mustPull(t, s, reg.push(t, "other:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"g": "x"}), shared)))
+	if err := s.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(exported(t, s, kept.ID)) < 2*consumeFrom {
+		t.Error("the layer is not exported")
+	}
+	if r, found := check(t, s, false); r.Damaged != 0 {
+		t.Errorf("damage: %v", found)
+	}
+	assertOnly(t, s, dir, kept, other)
+}
+
+// TestABlobThatWasBeingDeletedIsFetchedAnew: a crash came between the books and the disk, and a part of the file was given back before.
+func TestABlobThatWasBeingDeletedIsFetchedAnew(t *testing.T) {
+	for _, size := range []int{2 * consumeFrom, consumeFrom / 2} {
+		dir, reg := t.TempDir(), newRegistry(t)
+		s := openStore(t, dir)
+		pushed := imageOf(t, v1.Config{}, storedLayer(t, map[string]string{"f": incompressible(size)}))
+		ref, d := reg.push(t, "x:1", pushed), digestOf(t, pushed, 0)
+		holes := make([]byte, len(reg.blob(t, "/v2/x/blobs/"+d.String())))
+		file := filepath.Join(dir, "image", contentDir, "blobs/sha256", d.Encoded())
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, holes, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		im := mustPull(t, s, ref)
+		if readInRootfs(t, s, im, "f") != incompressible(size) {
+			t.Error("content is wrong")
+		}
+		assertOnly(t, s, dir, im)
+	}
 }

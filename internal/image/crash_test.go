@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "child:", err)
 		os.Exit(3)
 	}
+	if what := os.Getenv(modelEnv); what != "" {
+		fmt.Fprintln(os.Stderr, "child:", modelChild(what))
+		os.Exit(3)
+	}
 	os.Exit(m.Run())
 }
 

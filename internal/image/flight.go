@@ -106,15 +106,15 @@ func flightKey(name reference.Named, a *Auth, form string) (string, error) {
 }
 
 func (s *Store) join(from context.Context, name reference.Named, a *Auth, form string) (*flight, error) {
-	if s.life.Err() != nil {
-		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
-	}
 	key, err := flightKey(name, a, form)
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", name, err)
 	}
 	s.flights.mu.Lock()
 	defer s.flights.mu.Unlock()
+	if s.life.Err() != nil {
+		return nil, fmt.Errorf("pull image %s: the image store is closed: %w", name, ErrUnavailable)
+	}
 	if s.flights.all == nil {
 		s.flights.all = map[string]*flight{}
 	}

@@ -119,7 +119,7 @@ func (u *unpacking) unpackNow(ctx context.Context, i int, folder string) (unpack
 			return l, err // follow begins anew
 		}
 		// Half of it may be consumed.
-		if err := errors.Join(u.consumed(ctx, u.t.layers[i]), u.blob(ctx, u.t.layers[i])); err != nil {
+		if err := errors.Join(u.consumed(ctx, i), u.blob(ctx, u.t.layers[i])); err != nil {
 			return unpacked{}, err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -21,6 +22,8 @@ const (
 	maxDepth = 4 // indexes in indexes
 	// maxLayers is what fits into the options of one mount, see links.
 	maxLayers = 160
+	// maxImage is more bytes than any image has; what JSON's numbers hold exactly.
+	maxImage = 1 << 53
 	// maxManifests bounds an index.
 	maxManifests = 4096
 )
@@ -58,6 +61,9 @@ func (t *tree) top() string {
 	return t.chain[len(t.chain)-1].String()
 }
 
+// contentRef begins the labels by which the collector finds blobs.
+const contentRef = "containerd.io/gc.ref."
+
 type blobLabel struct {
 	blob       digest.Digest
 	key, value string
@@ -66,7 +72,7 @@ type blobLabel struct {
 // labels are the references by which the collector finds what belongs to the image. Compressed layers are not among them unless they are to be
 // kept: they would double what an image takes.
 func (t *tree) labels(keepLayers bool) []blobLabel {
-	const ref = "containerd.io/gc.ref."
+	const ref = contentRef
 	var all []blobLabel
 	path := append(slices.Clone(t.indexes), t.manifest.Digest)
 	for i, d := range path[:len(path)-1] {
@@ -82,6 +88,15 @@ func (t *tree) labels(keepLayers bool) []blobLabel {
 		}
 	}
 	return all
+}
+
+// keepsLayers tells whether an image that is here was recorded with its compressed layers.
+func (s *Store) keepsLayers(ctx context.Context, t *tree) (bool, error) {
+	info, err := s.content.Info(ctx, t.manifest.Digest)
+	if errdefs.IsNotFound(err) {
+		return false, nil // removed meanwhile
+	}
+	return info.Labels[fmt.Sprintf("%scontent.l.%d", contentRef, 0)] != "", err
 }
 
 // document is an index or a manifest, or something that claims to be both.
@@ -142,7 +157,11 @@ func (s *Store) walk(root ocispec.Descriptor, read func(what string, desc ocispe
 	if artifact != "" || t.config.MediaType == "" {
 		check = func() error { return t.files(artifact, doc.Layers) }
 	}
-	if err := check(); err != nil {
+	err := check()
+	if err == nil {
+		err = t.checkSizes()
+	}
+	if err != nil {
 		return nil, err
 	}
 	raw, err := read("configuration", t.config)
@@ -208,6 +227,18 @@ func (s *Store) choose(index digest.Digest, all []ocispec.Descriptor) (ocispec.D
 		return ocispec.Descriptor{}, fmt.Errorf("index %s: no image for %s, only for %s: %w", index, platforms.DefaultString(), strings.Join(offered, ", "), ErrUnsupported)
 	}
 	return ocispec.Descriptor{MediaType: best.MediaType, Digest: best.Digest, Size: best.Size}, nil
+}
+
+// checkSizes refuses what cannot be added up, of layers that are here already, too: nobody else looks at those.
+func (t *tree) checkSizes() error {
+	total := t.manifest.Size
+	for _, l := range append([]ocispec.Descriptor{t.config}, slices.Concat(t.layers, t.unnamed)...) {
+		if l.Size < 0 || l.Size > maxImage-total {
+			return fmt.Errorf("manifest %s: size %d of %q is not possible: %w", t.manifest.Digest, l.Size, l.Digest, ErrCorrupt)
+		}
+		total += l.Size
+	}
+	return nil
 }
 
 func checkManifest(t *tree) error {

@@ -31,7 +31,7 @@ func (u *unpacking) mend(ctx context.Context, i int) error {
 			return err
 		}
 		// Half of it may be consumed.
-		if err := errors.Join(u.consumed(ctx, u.t.layers[i]), u.blob(ctx, u.t.layers[i])); err != nil {
+		if err := errors.Join(u.consumed(ctx, i), u.blob(ctx, u.t.layers[i])); err != nil {
 			return err
 		}
 	}

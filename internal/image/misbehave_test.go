@@ -5,10 +5,12 @@ package image
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -351,42 +353,80 @@ func TestRegistriesThatMisbehave(t *testing.T) {
 	}
 }
 
-// TestSizesThatAreNotTrue has manifests that are wrong about their layer.
+// TestSizesThatAreNotTrue has manifests that are wrong about their layer. What they have left does not stand in the way of one that is right.
 func TestSizesThatAreNotTrue(t *testing.T) {
-	for name, by := range map[string]int{"too small": -1, "too large": 1, "none": -1 << 40, "terabytes": 1 << 42} {
+	for name, c := range map[string]struct {
+		content, by int
+		want        error
+	}{
+		"too small": {100_000, -1, ErrCorrupt}, "too large": {100_000, 1, ErrUnavailable}, "none": {100_000, -1 << 40, ErrCorrupt},
+		"terabytes": {100_000, 1 << 42, ErrNoSpace}, "too large and unpacked as it comes": {2 << 20, 1, ErrUnavailable},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg, s := newRegistry(t), openStore(t, t.TempDir())
 			hurry(s, false)
-			honest := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(100_000)}))
-			raw, err := honest.RawManifest()
-			if err != nil {
-				t.Fatal(err)
-			}
+			honest := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": incompressible(c.content)}))
 			m, err := honest.Manifest()
 			if err != nil {
 				t.Fatal(err)
 			}
-			reg.push(t, "x:1", honest)
-			size := m.Layers[0].Size
-			lie := bytes.Replace(raw, fmt.Appendf(nil, `"size":%d`, size), fmt.Appendf(nil, `"size":%d`, size+int64(by)), 1)
-			if bytes.Equal(lie, raw) {
-				t.Fatalf("no size in %s", raw)
-			}
-			reg.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
-				if !strings.Contains(r.URL.Path, "/manifests/") {
-					return false
-				}
-				w.Header().Set("Content-Type", string(types.DockerManifestSchema2))
-				w.Write(lie)
-				return true
-			})
-			_, err = s.Pull(t.Context(), PullRequest{Ref: reg.host() + "/x:1"})
-			if want := map[string]error{"too large": ErrUnavailable, "terabytes": ErrNoSpace}[name]; want != nil && !errors.Is(err, want) || want == nil && !errors.Is(err, ErrCorrupt) {
+			ref := reg.push(t, "x:1", honest)
+			reg.liesOfSizes(t, honest, m.Layers[0].Size+int64(c.by))
+			if _, err = s.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, c.want) {
 				t.Errorf("got %v", err)
 			}
 			if len(s.List()) != 0 {
 				t.Error("a half image is visible")
+			}
+			reg.misbehave(nil)
+			mustPull(t, s, ref)
+		})
+	}
+}
+
+// liesOfSizes has the registry send the image's manifest with other sizes of its layers.
+func (s *registryServer) liesOfSizes(t *testing.T, im v1.Image, sizes ...int64) {
+	t.Helper()
+	m, err := im.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = m.DeepCopy()
+	for i := range m.Layers {
+		m.Layers[i].Size = sizes[i]
+	}
+	lie, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		w.Header().Set("Content-Type", string(types.DockerManifestSchema2))
+		w.Write(lie)
+		return true
+	})
+}
+
+// TestSizesThatNoImageHas are refused before anything is added up, also where the layers are here already.
+func TestSizesThatNoImageHas(t *testing.T) {
+	for name, sizes := range map[string][]int64{"negative": {-5, 100}, "wrapped to nothing": {math.MaxInt64, math.MaxInt64}, "one of exabytes": {1 << 60, 100}} {
+		t.Run(name, func(t *testing.T) {
+			reg, s := newRegistry(t), openStore(t, t.TempDir())
+			im := imageOf(t, v1.Config{}, layerOf(t, map[string]string{"a": "x"}), layerOf(t, map[string]string{"b": "y"}))
+			ref := reg.push(t, "x:1", im)
+			for _, here := range []bool{false, true} {
+				if here {
+					reg.misbehave(nil)
+					mustPull(t, s, ref)
+				}
+				reg.liesOfSizes(t, im, sizes...)
+				got, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+				if !errors.Is(err, ErrCorrupt) {
+					t.Errorf("here %t: an image of %d bytes, %v", here, got.Size, err)
+				}
 			}
 		})
 	}

@@ -40,7 +40,7 @@ func (p *puller) snapshotter(t *tree) *remoteSnapshotter {
 // unpacked where it says.
 func (u *unpacking) unpackRemote(ctx context.Context, r *remoteSnapshotter) error {
 	u.t.snapshotter = r.Name
-	ready := make([]chan struct{}, len(u.t.layers))
+	ready := make([]chan error, len(u.t.layers))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(len(ready) + 1)
 	fetching := false
@@ -50,18 +50,19 @@ func (u *unpacking) unpackRemote(ctx context.Context, r *remoteSnapshotter) erro
 				if !fetching { // those above will be wanted most likely
 					fetching = true
 					for j := i; j < len(ready); j++ {
-						done := make(chan struct{})
+						done := make(chan error, 1)
 						ready[j] = done
 						g.Go(func() error {
-							defer close(done)
 							above := u.t.layers[j]
-							return u.layerStage(ctx, "fetch layer", above, func(ctx context.Context) error { return u.layerBlob(ctx, above, &tries{}) })
+							err := u.layerStage(ctx, "fetch layer", above, func(ctx context.Context) error { return u.layerBlob(ctx, j, &tries{}) })
+							done <- err
+							return err
 						})
 					}
 				}
 				select {
-				case <-ready[i]:
-					return ctx.Err()
+				case err := <-ready[i]:
+					return err
 				case <-ctx.Done():
 					return context.Cause(ctx)
 				}
@@ -148,7 +149,7 @@ func (u *unpacking) fill(ctx context.Context, r *remoteSnapshotter, i int, key s
 	if err := r.snapshots.Commit(ctx, chain, key, snapshots.WithLabels(u.remoteLabels(i))); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
-	return u.consumed(ctx, u.t.layers[i])
+	return u.consumed(ctx, i)
 }
 
 func (u *unpacking) apply(ctx context.Context, i int, to layer.Target) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -266,6 +267,26 @@ func TestARemoteSnapshotterThatFailsHarmsItsImagesOnly(t *testing.T) {
 func threeLayers2(t *testing.T, reg *registryServer) string {
 	t.Helper()
 	return reg.push(t, "other:1", imageOf(t, v1.Config{User: "7"}, layerOf(t, map[string]string{"dir/low": "1", "dir/mid": "2", "top": "3", "same": "top"})))
+}
+
+// TestWhyARemoteLayerCouldNotBeFetchedIsTold: who waits for it must not take it for fetched.
+func TestWhyARemoteLayerCouldNotBeFetchedIsTold(t *testing.T) {
+	reg, r := newRegistry(t), snapshotter.Start(t, "overlayfs", t.TempDir())
+	pushed := threeLayers(t)
+	ref, lowest := reg.push(t, "app:1", pushed), layerPath(t, pushed, 0)
+	s := openWith(t, t.TempDir(), remotely(r))
+	reg.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, lowest) {
+			http.Error(w, "no", http.StatusForbidden)
+			return true
+		}
+		return false
+	})
+	for range 3 {
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, ErrUnauthorized) {
+			t.Fatalf("got %v", err)
+		}
+	}
 }
 
 func TestAnswersThatMakeNoSense(t *testing.T) {

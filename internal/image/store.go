@@ -380,7 +380,9 @@ const closeTime = 200 * time.Millisecond
 
 // Close ends pulls in flight, which the next life resumes, and closes the databases. Mounted root file systems stay.
 func (s *Store) Close() error {
+	s.flights.mu.Lock() // none takes off any more
 	s.end()
+	s.flights.mu.Unlock()
 	s.flights.wg.Wait()
 	s.work.Wait()
 	select {

@@ -34,12 +34,14 @@ type unpacking struct {
 	// arriving are the layers that are unpacked while they come; folders those that have too many files to be kept as one.
 	arriving []*arrival
 	folders  []bool
+	// found are the layers of which the blob was here before: others may have it, too.
+	found []bool
 }
 
 // unpack makes sure that each layer's snapshot is here and stays.
 func (p *puller) unpack(ctx context.Context, t *tree) error {
 	n := len(t.layers)
-	u := &unpacking{puller: p, t: t, committed: make([]chan struct{}, n), arriving: make([]*arrival, n), folders: make([]bool, n)}
+	u := &unpacking{puller: p, t: t, committed: make([]chan struct{}, n), arriving: make([]*arrival, n), folders: make([]bool, n), found: make([]bool, n)}
 	p.progress.layers.Store(int64(len(t.layers)))
 	if r := p.snapshotter(t); r != nil {
 		return u.unpackRemote(ctx, r)
@@ -160,12 +162,12 @@ func (*unpacking) layerStage(ctx context.Context, stage string, desc ocispec.Des
 func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, t *tries, unpack func(context.Context, int) error) error {
 	desc := u.t.layers[i]
 	for again := false; ; again = true {
-		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.layerBlob(ctx, desc, t) }); err != nil {
+		if err := u.layerStage(ctx, "fetch layer", desc, func(ctx context.Context) error { return u.layerBlob(ctx, i, t) }); err != nil {
 			return err
 		}
 		err := u.layerStage(ctx, "unpack layer", desc, func(ctx context.Context) error { return unpack(ctx, i) })
 		if err == nil {
-			return u.consumed(ctx, desc)
+			return u.consumed(ctx, i)
 		}
 		if again || !errors.Is(err, layer.ErrCorrupt) && !damaged(err) {
 			return err
@@ -181,11 +183,14 @@ func (u *unpacking) fetchAndUnpack(ctx context.Context, i int, t *tries, unpack 
 }
 
 // layerBlob fetches a layer. An artifact's file may be empty, and there is nothing to fetch then.
-func (u *unpacking) layerBlob(ctx context.Context, desc ocispec.Descriptor, t *tries) error {
+func (u *unpacking) layerBlob(ctx context.Context, i int, t *tries) error {
+	desc := u.t.layers[i]
 	if u.t.artifact != "" && desc.Size == 0 {
 		return nil
 	}
-	return u.blobAfter(ctx, desc, t)
+	err := u.blobAfter(ctx, desc, t)
+	u.found[i] = t.found
+	return err
 }
 
 // extract unpacks a layer that is here into a snapshot.

@@ -89,7 +89,6 @@ type Session struct {
 	client   *Client
 	name     reference.Named
 	hosts    []docker.RegistryHost // the last is the registry itself, the others are mirrors
-	plain    bool                  // hosts.toml allows plain HTTP
 	direct   atomic.Bool
 	whole    atomic.Bool // a host sends no parts of blobs
 	limit    *limit
@@ -149,16 +148,10 @@ func (c *Client) Session(ctx context.Context, r Request) (*Session, error) {
 func (s *Session) prepare(of func(host string) credentials) {
 	for i := range s.hosts {
 		h := &s.hosts[i]
-		if h.Scheme == "http" {
-			s.plain = true
-		}
-		if _, wrapped := h.Client.Transport.(*transport); !wrapped {
-			if _, plain := h.Client.Transport.(*http.Transport); !plain {
-				s.plain = true // containerd's fall-back to HTTP, which it puts there for hosts that hosts.toml says http:// of
-			}
-			// In place, because the host's authorizer has the same client.
-			h.Client.Transport = &transport{next: h.Client.Transport, session: s}
-		}
+		_, usual := h.Client.Transport.(*http.Transport) // else it is containerd's fall-back to HTTP, for hosts that hosts.toml says http:// of
+		client := *h.Client                              // hosts may share theirs
+		client.Transport = &transport{next: h.Client.Transport, session: s, plain: h.Scheme == "http" || !usual}
+		h.Client = &client
 		if who := of(h.Host); who.token != "" {
 			h.Authorizer = bearer{h.Host, who.token}
 		} else {

@@ -76,7 +76,10 @@ func TestRetryAfterIsCapped(t *testing.T) {
 }
 
 func TestNoSecretGoesOverPlainHTTP(t *testing.T) {
-	s := &Session{client: newClient(), hosts: []docker.RegistryHost{{Host: "r", Scheme: "https"}}}
+	s := &Session{client: newClient(), hosts: []docker.RegistryHost{{Host: "mirror", Scheme: "http", Client: &http.Client{Transport: &http.Transport{}}},
+		{Host: "r", Scheme: "https", Client: &http.Client{Transport: &http.Transport{}}}}}
+	s.prepare(func(string) credentials { return credentials{} })
+	transportOf := func(n int) *transport { return s.hosts[n].Client.Transport.(*transport) }
 	blob := ocispec.Descriptor{Digest: digest.FromString("x"), Size: 1}
 	ctx := context.WithValue(t.Context(), blobKey{}, blob)
 	first := &http.Request{URL: &url.URL{Scheme: "https", Host: "r", Path: "/v2/x/blobs/" + blob.Digest.String()}}
@@ -104,12 +107,11 @@ func TestNoSecretGoesOverPlainHTTP(t *testing.T) {
 		"redirected blob":             {request("http://store/x", first, ""), true},
 		"redirected blob with secret": {request("http://store/x", first, "Basic x"), false},
 	} {
-		if err := s.mayAsk(c.r); (err == nil) != c.want {
+		if err := transportOf(1).mayAsk(c.r); (err == nil) != c.want {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	s.plain = true
-	if err := s.mayAsk(request("http://r/v2/", nil, "Basic x")); err != nil {
+	if err := transportOf(0).mayAsk(request("http://mirror/v2/", nil, "Basic x")); err != nil {
 		t.Errorf("hosts.toml says http: %v", err)
 	}
 }
@@ -189,7 +191,7 @@ func TestOnlyWaitingForTheNetworkCountsAsAStall(t *testing.T) {
 
 func TestAMirrorThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	c := newClient()
-	s := &Session{client: c, hosts: []docker.RegistryHost{{Host: "m"}, {Host: "r"}}}
+	s := &transport{session: &Session{client: c, hosts: []docker.RegistryHost{{Host: "m"}, {Host: "r"}}}}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://m/v2/", nil)
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,8 @@ const (
 	tokenTime    = 60 * time.Second
 	longestToken = time.Hour
 	clientID     = "berth"
+	// maxToken bounds a token, and what a host says of where to get one: more than any has, and than servers take in a header.
+	maxToken = 64 << 10
 )
 
 // credentials open one host. A token is sent as it is.
@@ -198,6 +200,9 @@ func (a *authorizer) token(ctx context.Context, c auth.Challenge) (string, error
 		return text, nil
 	}
 	text, seconds, err := a.fetch(ctx, to)
+	if err == nil && len(text) > maxToken {
+		err = fmt.Errorf("it has %d bytes, more than %d: %w", len(text), maxToken, ErrTooLarge)
+	}
 	if err != nil {
 		return "", fmt.Errorf("fetch token: %w", err)
 	}
@@ -242,6 +247,9 @@ func (a *authorizer) AddResponses(_ context.Context, responses []*http.Response)
 		return fmt.Errorf("token is refused: %w", docker.ErrInvalidAuthorization)
 	}
 	for _, c := range auth.ParseAuthHeader(last.Header) {
+		if size := textOf(c.Parameters); size > maxToken {
+			return fmt.Errorf("%s asks for authorization in %d bytes, more than %d: %w", a.host, size, maxToken, docker.ErrInvalidAuthorization)
+		}
 		switch c.Scheme {
 		case auth.BearerAuth:
 			a.asking.Lock()
@@ -261,6 +269,13 @@ func (a *authorizer) AddResponses(_ context.Context, responses []*http.Response)
 		}
 	}
 	return fmt.Errorf("way of authorization that is asked for: %w", errdefs.ErrNotImplemented)
+}
+
+func textOf(parameters map[string]string) (n int) {
+	for key, value := range parameters {
+		n += len(key) + len(value)
+	}
+	return n
 }
 
 // forget drops a token that was refused, whatever it was for.

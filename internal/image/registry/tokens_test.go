@@ -17,19 +17,40 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// TestALongTokenIsNotKept: hundreds of them would be gigabytes.
+func TestALongTokenIsNotKept(t *testing.T) {
+	for name, change := range map[string]func(g *guarded){
+		"token":     func(g *guarded) { g.good = strings.Repeat("x", maxToken+1) },
+		"challenge": func(g *guarded) { g.service = strings.Repeat("x", maxToken+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, c := newGuarded(t), newClient()
+			change(g)
+			err := g.resolve(t, c, "x", nil)
+			if err == nil || len(err.Error()) > 1024 {
+				t.Errorf("got %.2000v", err)
+			}
+			if len(c.tokens.known) > 0 || len(c.tokens.challenges) > 0 && name == "challenge" {
+				t.Errorf("%d tokens and %d challenges are kept", len(c.tokens.known), len(c.tokens.challenges))
+			}
+		})
+	}
+}
+
 // guarded is a registry that wants tokens, with its token server.
 type guarded struct {
 	*httptest.Server
-	mu     sync.Mutex
-	asked  []string // scopes that tokens were asked for
-	good   string   // the token that is taken now
-	lives  int      // seconds
-	refuse bool
+	mu      sync.Mutex
+	asked   []string // scopes that tokens were asked for
+	good    string   // the token that is taken now
+	lives   int      // seconds
+	refuse  bool
+	service string
 }
 
 func newGuarded(t *testing.T) *guarded {
 	t.Helper()
-	g := &guarded{good: "one", lives: 600}
+	g := &guarded{good: "one", lives: 600, service: "s"}
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -46,7 +67,7 @@ func newGuarded(t *testing.T) *guarded {
 			w.Header().Set("Docker-Content-Digest", digest.FromString("x").String())
 			w.Header().Set("Content-Length", "1")
 		default:
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="s",scope="repository:%s:pull"`, g.URL, strings.Split(r.URL.Path, "/")[2]))
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service=%q,scope="repository:%s:pull"`, g.URL, g.service, strings.Split(r.URL.Path, "/")[2]))
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	}))

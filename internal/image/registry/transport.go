@@ -36,6 +36,7 @@ const (
 type transport struct {
 	next    http.RoundTripper
 	session *Session
+	plain   bool // hosts.toml allows plain HTTP for the host that it is for, and that host's token server
 }
 
 // RoundTrip implements http.RoundTripper. What cannot succeed comes back as *Error and not as a response, or the resolver
@@ -47,7 +48,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		seen.add(e, origin)
 		return nil, e
 	}
-	if err := t.session.mayAsk(r); err != nil {
+	if err := t.mayAsk(r); err != nil {
 		return fail(err)
 	}
 	r = narrow(asIs(stripped(r)))
@@ -230,8 +231,8 @@ func (w *watched) Close() error {
 
 // mayAsk refuses mirrors that were down a moment ago, and secrets in the clear: plain HTTP is for this machine, and for
 // registries that hosts.toml says it of.
-func (s *Session) mayAsk(r *http.Request) *Error {
-	host := r.URL.Host
+func (t *transport) mayAsk(r *http.Request) *Error {
+	s, host := t.session, r.URL.Host
 	if !s.isOrigin(host) && s.client.isDown(host) {
 		return &Error{host: host, text: "was down a moment ago", class: ErrUnavailable}
 	}
@@ -241,7 +242,7 @@ func (s *Session) mayAsk(r *http.Request) *Error {
 	if s.whole.Load() && forPart(r) {
 		return &Error{host: host, text: "no parts are asked for any more", class: ErrNoRange}
 	}
-	if r.URL.Scheme == "https" || s.plain || docker.IsLocalhost(host) {
+	if r.URL.Scheme == "https" || t.plain || docker.IsLocalhost(host) {
 		return nil
 	}
 	// A blob may come in the clear from where the registry points to: its digest is checked.

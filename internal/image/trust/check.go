@@ -124,8 +124,8 @@ func collect(ctx context.Context, manifests []digest.Digest, src Source) (all ma
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, ref := range refs {
-			if left <= 0 {
+		for n, ref := range refs {
+			if left <= 0 || n == maxSignatures { // such as say that they have no signature count, too
 				break
 			}
 			if ref.Size > maxSignature {

@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -357,6 +358,14 @@ func TestWhatIsLookedAtIsBounded(t *testing.T) {
 	s.tags[strings.Replace(image.String(), ":", "-", 1)+".sig"] = marshal(t, ocispec.Manifest{Layers: []ocispec.Descriptor{huge}})
 	err := p.Check(t.Context(), named(t, repository+":1"), []digest.Digest{image}, s)
 	if !errors.Is(err, ErrRefused) || len(err.Error()) > 4096 || s.reads > 2*maxSignatures+2 {
+		t.Errorf("%d reads, %v", s.reads, err)
+	}
+	s = newStore()
+	for i := range 10 * maxSignatures { // of which none has a signature
+		m := s.put(marshal(t, ocispec.Manifest{Annotations: map[string]string{"n": strconv.Itoa(i)}}), ocispec.MediaTypeImageManifest)
+		s.referrers[image] = append(s.referrers[image], m)
+	}
+	if err := p.Check(t.Context(), named(t, repository+":1"), []digest.Digest{image}, s); !errors.Is(err, ErrRefused) || s.reads > maxSignatures {
 		t.Errorf("%d reads, %v", s.reads, err)
 	}
 }
