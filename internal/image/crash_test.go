@@ -205,6 +205,26 @@ func TestDownloadsThatTheContentStoreCannotFindAreSwept(t *testing.T) {
 	}
 }
 
+func TestAMountThatAKilledDaemonWasTryingGoes(t *testing.T) {
+	dir := t.TempDir()
+	probe := filepath.Join(dir, "image", trashName, probePrefix+"killed")
+	for _, name := range []string{"at", "at2"} {
+		at := filepath.Join(probe, name)
+		if err := errors.Join(os.MkdirAll(at, 0o700), syscall.Mount("probe", at, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	openStore(t, dir)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), probe) {
+		t.Errorf("it is mounted still, %v:\n%s", err, mounts)
+	}
+	eventually(t, "the folder is gone", func() bool {
+		_, err := os.Lstat(probe)
+		return errors.Is(err, os.ErrNotExist)
+	})
+}
+
 func TestAfterARebootNothingHalfIsTrusted(t *testing.T) {
 	dir := t.TempDir()
 	reg := newRegistry(t)

@@ -90,7 +90,10 @@ func (s *Store) overlay(ctx context.Context, c *chain, of *Rootfs, owner *Owner)
 //     again after a power cut.
 //   - index=off: or the kernel refuses layers that are shared by two mounts where its default is on.
 func (s *Store) probeOverlay() error {
-	dir, err := os.MkdirTemp(s.trash(), "probe-")
+	if err := s.sweepProbes(); err != nil {
+		s.log.Warn("unmount what an earlier life has tried", "error", err)
+	}
+	dir, err := os.MkdirTemp(s.trash(), probePrefix)
 	if err != nil {
 		return err
 	}
@@ -118,6 +121,18 @@ func (s *Store) probeOverlay() error {
 	// Images can be pulled and listed all the same; a container will say what is wrong.
 	s.log.Warn("overlayfs cannot be mounted", "error", err)
 	return os.RemoveAll(dir)
+}
+
+const probePrefix = "probe-"
+
+// sweepProbes unmounts what a daemon that was killed while it tried has left on the host; the folders go with the trash.
+func (s *Store) sweepProbes() error {
+	all, err := filepath.Glob(filepath.Join(s.trash(), probePrefix+"*", "at*"))
+	errs := []error{err}
+	for _, at := range all {
+		errs = append(errs, mount.DetachOverlay(at))
+	}
+	return errors.Join(errs...)
 }
 
 // probeMapped finds out whether layers can be mapped into a user namespace: since Linux 5.19, where there are such namespaces at all.
