@@ -85,6 +85,21 @@ func TestAPodHasItsOwnUserNamespace(t *testing.T) {
 	}
 }
 
+func TestAUserNamespaceOutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
+	k := node(t, daemon.Spec{})
+	config, in := mappedPod(k, "outlives")
+	p := k.RunPod(config)
+	first := p.Start(in(k.Forever("first")))
+	want := first.Exec("cat /proc/self/uid_map; readlink /proc/self/ns/user")
+	if err := k.D.Restart(k.Ctx()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "a container of before", first.Exec("cat /proc/self/uid_map; readlink /proc/self/ns/user"), want)
+	equal(t, "a container of after", p.Start(in(k.Forever("second"))).Exec("cat /proc/self/uid_map; readlink /proc/self/ns/user"), want)
+	equal(t, "the status", p.Status().GetLinux().GetNamespaces().GetOptions().GetUsernsOptions().String(), mapped().String())
+}
+
 func TestCapabilitiesInAUserNamespaceAreForItsOwn(t *testing.T) {
 	t.Parallel()
 	k := node(t, daemon.Spec{})
