@@ -69,9 +69,9 @@ type execSession struct {
 	session    Session
 	cancel     context.CancelCauseFunc
 
-	conns   []net.Conn
-	stdin   *net.UnixConn
-	outputs sync.WaitGroup
+	conns        []net.Conn
+	lease, stdin *net.UnixConn
+	outputs      sync.WaitGroup
 }
 
 func (e *execSession) close() {
@@ -90,7 +90,7 @@ func (e *execSession) start(ctx context.Context, process []byte) error {
 	defer release()
 	req := &shimpb.ExecRequest{Id: e.id, ExecId: e.execID, Process: process, Lease: true,
 		Stdin: e.session.Stdin != nil, Stdout: e.session.Stdout != nil, Stderr: e.session.Stderr != nil && !e.session.TTY}
-	if _, err := e.open(ctx, shimapi.Lease); err != nil {
+	if e.lease, err = e.open(ctx, shimapi.Lease); err != nil {
 		return err
 	}
 	var stdout, stderr *net.UnixConn
@@ -153,15 +153,23 @@ func (e *execSession) run(ctx context.Context) (int, error) {
 	if e.session.TTY && e.session.Resize != nil {
 		go e.shim.passSizes(ctx, e.id, e.execID, e.session.Resize)
 	}
-	code, err := e.shim.waitExec(ctx, e.id, e.execID)
+	code, err := shimapi.ReadExecExit(e.lease)
 	if err != nil {
-		return 0, err
+		err = e.lost(ctx)
 	}
 	e.outputs.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return 0, err
+	return int(code), errors.Join(err, context.Cause(ctx))
+}
+
+// errCut: the output has ended, but not where the command has ended it.
+var errCut = errors.New("the end of the output is lost, as the container was removed")
+
+// lost tells why the shim has let go of the exec without its exit.
+func (e *execSession) lost(ctx context.Context) error {
+	if _, err := e.shim.waitExec(ctx, e.id, e.execID); err != nil && !errors.Is(translate("", "", err), ErrNotFound) {
+		return err
 	}
-	return code, nil
+	return errCut
 }
 
 // copyInput passes the client's input on, and its end. Input that the process does not take any more is dropped: behind

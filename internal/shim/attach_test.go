@@ -264,6 +264,9 @@ func TestAnExecEndsWithItsLease(t *testing.T) {
 	if code := s.wait(id, e.id); code != 5 {
 		t.Errorf("code %d", code)
 	}
+	if code, err := shimapi.ReadExecExit(lease); code != 5 || err != nil {
+		t.Errorf("the lease tells of exit %d, %v", code, err)
+	}
 	s.deleteExec(id, e)
 	if n, err := lease.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("the lease of an exec that was deleted: %v", err)

@@ -5,9 +5,11 @@ package shim
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,10 +36,13 @@ type exec struct {
 	launched chan struct{} // closed when launchExec is over, well or not
 	clients  clients
 	lease    *net.UnixConn // nil: the exec does not depend on its client
-	reports  bool          // the lease hears of the exit
-	pipes    []int         // that the lease has brought, until the process has them
+	piped    bool          // the lease has brought pipes for the outputs
+	pipes    []int         // those, until the process has them
 	tty      bool
 	size     pty.Size // for a terminal that the runtime gives none
+
+	telling sync.Mutex
+	told    bool // the lease has got the exit
 
 	// Of an exec that containerd has asked for; nil otherwise.
 	paths   *streamPaths
@@ -146,9 +151,9 @@ func (e *exec) connect(t *task, req *wire.ExecRequest, waiting *streams) error {
 		if !ok {
 			return rpc.Errorf(rpc.FailedPrecondition, "exec %s: the lease is not connected to the stdio socket", e.id)
 		}
-		e.lease, e.pipes, e.reports = lease.conn, lease.pipes, lease.pipes != nil
+		e.lease, e.pipes, e.piped = lease.conn, lease.pipes, lease.pipes != nil
 	}
-	wanted := [3]bool{req.Stdin, req.Stdout && !e.reports, req.Stderr && !e.reports}
+	wanted := [3]bool{req.Stdin, req.Stdout && !e.piped, req.Stderr && !e.piped}
 	for i, stream := range []shimapi.Stream{shimapi.Stdin, shimapi.Stdout, shimapi.Stderr} {
 		if !wanted[i] {
 			continue
@@ -169,14 +174,18 @@ func (e *exec) release() {
 	}
 }
 
-// hold waits for the end of the lease. When the client has hung up rather than let the exec be deleted, it ends the exec if need be, and forgets it.
+// hold waits for the end of the lease. When the client has hung up rather than let the exec be deleted, it forgets the exec, and ends it unless the client
+// had been told of its end. One that has ended otherwise may have done so for want of its client, by SIGPIPE, and have left children.
 func (e *exec) hold(t *task, lease *net.UnixConn) {
 	_, err := lease.Read(make([]byte, 1))
 	lease.Close()
 	if errors.Is(err, net.ErrClosed) {
 		return
 	}
-	if !e.process.ended() {
+	e.telling.Lock()
+	told := e.told && errors.Is(err, io.EOF) // an exit that it has not read makes it ECONNRESET
+	e.telling.Unlock()
+	if !told {
 		t.slog.Info("the client of an exec is gone", "container", t.id, "exec", e.id)
 		e.abandon(t)
 	}
@@ -200,7 +209,9 @@ func (e *exec) abandon(t *task) {
 		if e.process.pid() == 0 { // it did not come to be
 			return
 		}
-		_ = e.kill(t, syscall.SIGHUP, true) // SIGKILL follows in any case
+		if err := e.tree(t).hangUp(); err != nil {
+			t.slog.Warn("an abandoned exec may not have been told so", "container", t.id, "exec", e.id, "err", err)
+		}
 		select {
 		case <-e.process.exited:
 			return
@@ -237,7 +248,7 @@ func (t *task) launchExec(e *exec, spec []byte) error {
 		return rpc.Errorf(rpc.InvalidArgument, "exec %s: process: %v", e.id, err)
 	}
 	e.tty = string(terminal) == "true"
-	if e.tty && e.reports {
+	if e.tty && e.piped {
 		return rpc.Errorf(rpc.InvalidArgument, "exec %s: a terminal's output comes over a connection, not into pipes", e.id)
 	}
 	if e.tty && !t.options.Native { // runc does it itself, before the process begins
@@ -292,9 +303,10 @@ func (e *exec) wire(s *stdio, terminal *os.File) {
 }
 
 // exited lets the outputs run empty and makes the exit known at once: a client that is slow to read delays
-// its own end of file, nothing else.
+// its own end of file, and what its lease tells, nothing else.
 func (e *exec) exited(exit reaper.Exit) {
-	for _, pump := range e.process.allPumps() {
+	pumps := e.process.allPumps()
+	for _, pump := range pumps {
 		if _, ok := pump.sink.(*stdinSink); ok {
 			pump.stop()
 		} else {
@@ -303,9 +315,16 @@ func (e *exec) exited(exit reaper.Exit) {
 	}
 	e.clients.hangUp()
 	e.process.finish(exitStatus{pid: exit.PID, code: exit.Code(), signal: exit.Signal(), at: exit.At})
-	if e.reports {
-		_ = shimapi.WriteExecExit(e.lease, exit.Code()) // the client may be gone: hold is told
+	if e.lease != nil && passedOn(pumps) {
+		e.tell(exit.Code())
 	}
+}
+
+// tell passes the exit on to the client.
+func (e *exec) tell(code uint32) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	e.told = shimapi.WriteExecExit(e.lease, code) == nil // otherwise it is gone, as hold hears
 }
 
 // kill signals the exec's process, or its whole tree.
@@ -332,7 +351,7 @@ func (e *exec) kill(t *task, sig syscall.Signal, all bool) error {
 		case <-time.After(standInGrace):
 		}
 	}
-	tree := &processTree{group: t.group(), leader: e.process.pid(), startTime: e.process.ticks()}
+	tree := e.tree(t)
 	if sig != syscall.SIGKILL {
 		_, err := tree.signal(sig)
 		return err
@@ -344,6 +363,11 @@ func (e *exec) kill(t *task, sig syscall.Signal, all bool) error {
 		err = errors.Join(err, rpc.Errorf(rpc.DeadlineExceeded, "exec %s does not end", e.id))
 	}
 	return err
+}
+
+// tree is of a process that has been started.
+func (e *exec) tree(t *task) *processTree {
+	return &processTree{group: t.group(), leader: e.process.pid(), startTime: e.process.ticks()}
 }
 
 // killLaunch kills the runtime that is about to start the process, with all that it has started. It reports done unless the

@@ -33,25 +33,31 @@ func (s *testShim) piped(id string, terminal bool, script string) *pipedExec {
 	s.Helper()
 	s.counter++
 	e := &pipedExec{id: fmt.Sprintf("e%d", s.counter)}
-	var err error
-	if e.lease, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: shimapi.StdioSocketPath(s.dir), Net: "unix"}); err != nil {
-		s.Fatal(err)
-	}
-	var theirs [2]int
-	for i, ours := range []**os.File{&e.stdout, &e.stderr} {
-		if *ours, theirs[i], err = fifo.Pipe(true); err != nil {
-			s.Fatal(err)
-		}
-	}
-	err = errors.Join(shimapi.WritePipesHeader(e.lease, id, e.id, theirs[0], theirs[1]), shimapi.ReadStreamAnswer(e.lease))
-	sock.CloseAll(theirs[:])
+	lease, pipes, err := s.leasePipes(id, e.id)
 	if err != nil {
 		s.Fatal(err)
 	}
+	e.lease, e.stdout, e.stderr = lease, pipes[0], pipes[1]
 	s.Cleanup(e.close)
 	_, e.err = s.shim.Exec(s.ctx, &shimpb.ExecRequest{Id: id, ExecId: e.id, Stdout: true, Stderr: true, Lease: true,
 		Process: mustJSON(s, s.process(terminal, "sh", "-c", script))})
 	return e
+}
+
+// leasePipes connects a lease that brings pipes, and returns their other ends.
+func (s *testShim) leasePipes(id, exec string) (lease *net.UnixConn, pipes [2]*os.File, err error) {
+	s.Helper()
+	if lease, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: shimapi.StdioSocketPath(s.dir), Net: "unix"}); err != nil {
+		return nil, pipes, err
+	}
+	var theirs [2]int
+	for i := range pipes {
+		if pipes[i], theirs[i], err = fifo.Pipe(true); err != nil {
+			return nil, pipes, err
+		}
+	}
+	defer sock.CloseAll(theirs[:])
+	return lease, pipes, errors.Join(shimapi.WritePipesHeader(lease, id, exec, theirs[0], theirs[1]), shimapi.ReadStreamAnswer(lease))
 }
 
 func (e *pipedExec) close() {
@@ -192,5 +198,35 @@ func TestAnExecWhoseClientLeavesWhileTheRuntimeHangsIsEnded(t *testing.T) {
 	s.forgotten(id, "hangs")
 	if children, err := proc.Children(s.cmd.Process.Pid); err != nil || len(children) != 1 { // the container's init
 		t.Errorf("children of the shim: %v, %v", children, err)
+	}
+}
+
+// TestWhatAnExecLeavesBehindGoesWithAClientThatHasNotHeardOfItsEnd: without its client the command has ended by SIGPIPE, not by itself.
+func TestWhatAnExecLeavesBehindGoesWithAClientThatHasNotHeardOfItsEnd(t *testing.T) {
+	s := startShim(t)
+	id := s.run(testContainer{script: "sleep 1000"})
+	e := s.piped(id, false, "sleep 4321 & while :; do echo said; done")
+	if e.err != nil {
+		t.Fatal(e.err)
+	}
+	e.stdout.Close()
+	if code := s.wait(id, e.id); code != 141 {
+		t.Errorf("code %d", code)
+	}
+	if left := s.sleepers(id); len(left) != 2 {
+		t.Errorf("before its client leaves: %q", left)
+	}
+	e.close()
+	s.forgotten(id, e.id)
+	s.eventually("its child to be ended", func() bool { return len(s.sleepers(id)) == 1 })
+
+	e = s.piped(id, false, "sleep 4321 & echo said")
+	if code, err := shimapi.ReadExecExit(e.lease); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	e.close()
+	s.forgotten(id, e.id)
+	if left := s.sleepers(id); len(left) != 2 {
+		t.Errorf("of a client that has heard of the end: %q", left)
 	}
 }

@@ -67,6 +67,7 @@ type pump struct {
 	stopped atomic.Bool
 	quiet   chan struct{} // closed when all that was there at drain is in the sink
 	ended   chan struct{} // closed when source and sink are closed
+	cut     bool          // it was stopped; to be read once ended is closed
 
 	// What step and read tell each other: reading allocates nothing, however much there is to read.
 	tryRead func(fd uintptr) bool
@@ -109,10 +110,24 @@ func (p *pump) settled(limit <-chan struct{}) {
 	}
 }
 
+// passedOn waits for the end of the outputs among the pumps, and tells whether the sinks have all that there was.
+func passedOn(pumps []*pump) bool {
+	for _, p := range pumps {
+		if _, ok := p.sink.(*stdinSink); ok {
+			continue
+		}
+		if <-p.ended; p.cut {
+			return false
+		}
+	}
+	return true
+}
+
 func (p *pump) run() {
 	defer close(p.ended)
 	defer p.source.Close()
 	defer p.sink.close()
+	defer func() { p.cut = p.stopped.Load() }()
 	conn, err := p.source.SyscallConn()
 	if err != nil {
 		return

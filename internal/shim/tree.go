@@ -3,6 +3,7 @@
 package shim
 
 import (
+	"errors"
 	"slices"
 	"syscall"
 	"time"
@@ -28,6 +29,28 @@ func (t *processTree) signal(sig syscall.Signal) (int, error) {
 		return 0, err
 	}
 	return len(members), signalEach(members, sig)
+}
+
+// hangUp sends SIGHUP once to all members, as the kernel does when a terminal's line ends. They are stopped meanwhile: what one of them makes between the
+// look and the signal would outlive it untold. What it makes in answer to the signal is not told, either.
+func (t *processTree) hangUp() error {
+	errs := []error{t.stop()}
+	told := make(map[int]bool)
+	var all []proc.Stat
+	// A second look finds what one has made that was not stopped in time; a process that SIGHUP is about to end makes no more.
+	for deadline := time.Now().Add(stopLimit); ; {
+		members, err := t.members()
+		fresh := slices.DeleteFunc(members, func(p proc.Stat) bool { return told[p.PID] })
+		errs = append(errs, err, signalEach(fresh, syscall.SIGHUP))
+		if len(fresh) == 0 || time.Now().After(deadline) {
+			break
+		}
+		for _, p := range fresh {
+			told[p.PID] = true
+		}
+		all = append(all, fresh...)
+	}
+	return errors.Join(append(errs, signalEach(all, syscall.SIGCONT))...)
 }
 
 // kill ends all members and waits until none is left.

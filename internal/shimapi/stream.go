@@ -28,7 +28,7 @@ const (
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
 	// Lease says that an exec's client is there: when it ends before the exec is deleted, the shim ends the exec, and forgets it in
-	// any case. A killed daemon thus leaves no exec behind. It carries nothing, or with StreamHeader.Pipes the exit: see ReadExecExit.
+	// any case. A killed daemon thus leaves no exec behind. It carries the exit: see ReadExecExit.
 	Lease Stream = "lease"
 )
 
@@ -165,8 +165,8 @@ func WriteExecExit(w io.Writer, code uint32) error {
 	return nil
 }
 
-// ReadExecExit waits for the exit code, by the shell's rule of an exec whose lease has brought pipes. All that the process has written is in
-// them by then; its children may hold them for longer.
+// ReadExecExit waits for the exit code, by the shell's rule. All that the process has written is in the client's pipes by then, which its children may
+// hold for longer, or has been passed on to its connections: without it, what they have brought may not be all.
 func ReadExecExit(r io.Reader) (uint32, error) {
 	var code [4]byte
 	if _, err := io.ReadFull(r, code[:]); err != nil {
