@@ -24,7 +24,7 @@ import (
 type source struct {
 	controller, v1, v2 string
 	unit1, unit2       uint64
-	// play is how far memory may be off, which the kernel counts in batches.
+	// play is how far one may be off that goes up and down, or that the kernel counts in batches, as memory.
 	play uint64
 }
 
@@ -52,7 +52,7 @@ var sources = map[string]source{
 	"container_memory_failures_total failure_type=pgmajfault scope=hierarchy": {"memory", "memory.stat total_pgmajfault", "memory.stat pgmajfault", 1, 1, 0},
 	"container_memory_failures_total failure_type=pgmajfault scope=container": {"memory", "memory.stat pgmajfault", "memory.stat pgmajfault", 1, 1, 0},
 	"container_oom_events_total":                                              {"memory", "memory.oom_control oom_kill", "memory.events oom_kill", 1, 1, 0},
-	"container_threads":                                                       {"pids", "pids.current", "pids.current", 1, 1, 0},
+	"container_threads":                                                       {"pids", "pids.current", "pids.current", 1, 1, 1}, // the shell's child comes and goes
 	"container_threads_max":                                                   {"pids", "pids.max", "pids.max", 1, 1, 0},
 	"container_spec_cpu_period":                                               {"cpu", "cpu.cfs_period_us", "", 1, 1, 0},
 	"container_spec_cpu_quota":                                                {"cpu", "cpu.cfs_quota_us", "", 1, 1, 0},
