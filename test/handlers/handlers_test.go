@@ -23,9 +23,12 @@ func TestLife(t *testing.T) {
 		p := k.RunPod(k.PodConfig("pod"))
 		c := p.Start(k.Shell("main", `echo out; echo err >&2; trap "exit 7" TERM; while :; do sleep 1000 & wait; done`))
 		c.WaitOutput("out\n")
-		if got := c.Output("stderr"); got != "err\n" {
-			t.Errorf("stderr in the log: %q", got)
-		}
+		kubelet.Eventually(t, 20*time.Second, func() string { // the two streams reach the log each by itself
+			if got := c.Output("stderr"); got != "err\n" {
+				return fmt.Sprintf("stderr in the log: %q", got)
+			}
+			return ""
+		})
 		if got := c.Exec("ip -4 addr show eth0 2>/dev/null || ifconfig eth0"); !strings.Contains(got, p.IP()) {
 			t.Errorf("address %s is not on eth0: %s", p.IP(), got)
 		}
