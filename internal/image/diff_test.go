@@ -147,7 +147,7 @@ func TestAFolderThatLivesElsewhereInTheImageIsNotPassedOver(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(upper, "moved"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := sysx.LSetxattr(filepath.Join(upper, "moved"), redirectAttr, []byte("/old"), 0); err != nil {
+	if err := sysx.LSetxattr(filepath.Join(upper, "moved"), "trusted.overlay.redirect", []byte("/old"), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.DiffRootfs(t.Context(), "r1", &bytes.Buffer{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "/moved") {

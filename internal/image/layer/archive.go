@@ -22,20 +22,31 @@ import (
 // whiteouts in the OCI's form and folders that are all named. Nothing may write to root meanwhile. It is not the archive that the layer came from, and has
 // another digest. Extended attributes of symbolic links are left out: the kernel gives them no user's, and no image has others.
 func Archive(ctx context.Context, root string, w io.Writer) error {
-	a := archiver{ctx: ctx, root: root, w: tar.NewWriter(w), links: map[inode]string{}}
+	a := newArchiver(ctx, root, w)
 	// The first bytes of an archive tell its compression: they must not be a file's name.
 	err := a.w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755, Format: tar.FormatPAX})
 	if err == nil {
-		err = filepath.WalkDir(root, a.entry)
-	}
-	if err == nil {
-		err = a.w.Close()
+		err = a.all()
 	}
 	if err != nil {
 		return fmt.Errorf("archive layer: %w", err)
 	}
 	return nil
 }
+
+// Changes writes what overlayfs has put into a container's upper folder as an archive, like Archive, but for the root itself, which is nobody's change, and
+// sockets, which nobody can listen on again. Nothing may write to it meanwhile. ErrElsewhere.
+func Changes(ctx context.Context, upper string, w io.Writer) error {
+	a := newArchiver(ctx, upper, w)
+	a.used = true
+	if err := a.all(); err != nil {
+		return fmt.Errorf("archive changes: %w", err)
+	}
+	return nil
+}
+
+// ErrElsewhere means that overlayfs keeps the content of a file or folder in another place of the layers below.
+var ErrElsewhere = errors.New("overlayfs keeps it in another place")
 
 type inode struct{ dev, ino uint64 }
 
@@ -44,6 +55,18 @@ type archiver struct {
 	root  string
 	w     *tar.Writer
 	links map[inode]string // files with several names, by the first
+	used  bool             // root is what a container has written, not a layer
+}
+
+func newArchiver(ctx context.Context, root string, w io.Writer) *archiver {
+	return &archiver{ctx: ctx, root: root, w: tar.NewWriter(w), links: map[inode]string{}}
+}
+
+func (a *archiver) all() error {
+	if err := filepath.WalkDir(a.root, a.entry); err != nil {
+		return err
+	}
+	return a.w.Close()
 }
 
 func (a *archiver) entry(at string, d fs.DirEntry, err error) error {
@@ -60,6 +83,9 @@ func (a *archiver) entry(at string, d fs.DirEntry, err error) error {
 	name := strings.TrimPrefix(strings.TrimPrefix(at, a.root), "/")
 	h := &tar.Header{Name: name, Mode: int64(st.Mode & permMask), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
 		Format: tar.FormatPAX}
+	if a.used && st.Mode&typeMask == modeSocket {
+		return nil
+	}
 	if st.Mode&typeMask == modeChar && st.Rdev == 0 {
 		h.Name, h.Typeflag = path.Join(path.Dir(name), whiteoutPrefix+path.Base(name)), tar.TypeReg
 		return a.w.WriteHeader(h)
@@ -110,9 +136,10 @@ func (a *archiver) describe(h *tar.Header, at string, st *syscall.Stat_t) (err e
 	return err
 }
 
-// attributes adds the extended attributes, and tells whether the folder hides what is below it.
+// attributes adds the extended attributes, and tells whether the folder hides what is below it. Each name of a file has them: who unpacks one gives it its
+// owner, and that takes a capability away.
 func (a *archiver) attributes(h *tar.Header, at string) (opaque bool, err error) {
-	if h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeLink {
+	if h.Typeflag == tar.TypeSymlink {
 		return false, nil
 	}
 	list := make([]byte, 64<<10) // XATTR_LIST_MAX
@@ -133,8 +160,11 @@ func (a *archiver) attributes(h *tar.Header, at string) (opaque bool, err error)
 		if err != nil {
 			return false, &fs.PathError{Op: "getxattr " + key, Path: at, Err: err}
 		}
-		if key == opaqueXattr {
-			opaque = string(value[:size]) == "y"
+		if name, ok := strings.CutPrefix(key, overlayPrefix); ok { // overlayfs's own notes, no file's
+			if name == "redirect" || name == "metacopy" {
+				return false, fmt.Errorf("%s: %w (%s)", at, ErrElsewhere, key)
+			}
+			opaque = opaque || key == opaqueXattr && string(value[:size]) == "y"
 			continue
 		}
 		if h.PAXRecords == nil {

@@ -69,7 +69,7 @@ func textOf(records map[string]string) (n int) {
 func strip(h *tar.Header) {
 	for k := range h.PAXRecords {
 		name, ok := strings.CutPrefix(k, xattrPrefix)
-		if !ok || strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+		if !ok || strings.HasPrefix(name, overlayPrefix) || strings.HasPrefix(name, "user.overlay.") {
 			delete(h.PAXRecords, k)
 		}
 	}

@@ -106,6 +106,8 @@ func fixtures() map[string][]entry {
 			reg("x", "1"), link(tar.TypeLink, "y", "x"), reg("x", "2")},
 		"attributes": {withXattrs(reg("cap", "x"), map[string]string{"security.capability": capability, "user.a": "1", "user.b": strings.Repeat("v", 3000), "trusted.x": "no", "trusted.overlay.opaque": "y"}),
 			withXattrs(dir("dir", 0o700), map[string]string{"user.d": ""}), withXattrs(link(tar.TypeSymlink, "soft", "cap"), map[string]string{"user.dropped": "1"})},
+		"attributes of hard links": {withXattrs(reg("may", "x"), map[string]string{"security.capability": capability}),
+			withXattrs(link(tar.TypeLink, "also", "may"), map[string]string{"security.capability": capability})},
 		"whiteouts": {reg("dir/.wh.gone", ""), dir("opaque", 0o711), reg("opaque/.wh..wh..opq", ""), reg("opaque/kept", "k"), reg(".wh.top", "")},
 		"names":     {reg(long, "x"), reg("sp ace/ü\n", "y"), reg("./dot/./x//y", "z"), reg("/absolute", "a"), reg("../../above", "b"), reg("-", "-")},
 		"replaced":  {reg("f", "1"), dir("f", 0o700), reg("f/in", "x"), reg("g/h", ""), reg("g", "file"), reg("k", "1"), reg("k", "longer"), dir("m", 0o700), dir("m", 0o755)},

@@ -20,12 +20,13 @@ import (
 const (
 	typeMask, permMask                        = 0o170000, 0o7777
 	modeDir, modeReg, modeLink                = 0o040000, 0o100000, 0o120000
-	modeChar, modeBlock, modeFifo             = 0o020000, 0o060000, 0o010000
+	modeChar, modeBlock, modeFifo, modeSocket = 0o020000, 0o060000, 0o010000, 0o140000
 	maxDepth, maxPath, maxTarget, maxSymlinks = 2048, 4000, 4095, 255
 
 	whiteoutPrefix = ".wh."
 	opaqueMarker   = ".wh..wh..opq"
-	opaqueXattr    = "trusted.overlay.opaque"
+	overlayPrefix  = "trusted.overlay."
+	opaqueXattr    = overlayPrefix + "opaque"
 	xattrPrefix    = "SCHILY.xattr."
 )
 
