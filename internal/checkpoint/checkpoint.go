@@ -19,6 +19,8 @@ import (
 	"time"
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 // RootfsDiff is the file, in a checkpoint's folder, with the changes of the root file system: an OCI layer, not compressed.
@@ -47,17 +49,9 @@ type Content struct {
 // Save writes the archive, for nobody but root to read, to location: at once and as a whole, in place of what is there. Until then it is in part, a
 // path in the same folder, which is free again afterwards.
 func (c Content) Save(ctx context.Context, part, location string) error {
-	err := os.Remove(part)
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = c.save(ctx, part)
-	}
-	if err == nil {
-		if err = os.Rename(part, location); err == nil {
-			err = syncFolder(filepath.Dir(location))
-		}
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("save checkpoint: %w", err), Discard(part))
+	whole := fsys.Write{Path: location, Temp: part, Perm: 0o600, Sync: true, Fill: func(w io.Writer) error { return c.write(ctx, w) }}
+	if err := whole.Atomic(); err != nil {
+		return fmt.Errorf("save checkpoint: %w", err)
 	}
 	return nil
 }
@@ -68,25 +62,6 @@ func Discard(part string) error {
 		return fmt.Errorf("discard checkpoint: %w", err)
 	}
 	return nil
-}
-
-func (c Content) save(ctx context.Context, part string) error {
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if err = c.write(ctx, f); err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (c Content) write(ctx context.Context, to io.Writer) error {

@@ -5,6 +5,7 @@ package fsys
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -119,12 +120,16 @@ type Write struct {
 	Perm os.FileMode
 	// Sync also makes it outlive a power cut, for about a disk's write latency.
 	Sync bool
+	// Fill, if set, writes the content, in place of Data.
+	Fill func(w io.Writer) error
+	// Temp is where the file is until it is whole, beside its place, and replaces what is there; empty: a path that is free. Who knows it can remove what
+	// a crash has left.
+	Temp string
 }
 
 // Atomic writes the file beside its place and renames it there: whoever reads sees the old content or the new. Path is trusted.
 func (w Write) Atomic() error {
-	dir := filepath.Dir(w.Path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(w.Path)+".new-*") // O_EXCL and 0600
+	f, err := w.create()
 	if err != nil {
 		return fmt.Errorf("write %s: %w", w.Path, err)
 	}
@@ -137,16 +142,31 @@ func (w Write) Atomic() error {
 	if !w.Sync {
 		return nil
 	}
-	if err := syncFolder(dir); err != nil {
+	if err := syncFolder(filepath.Dir(w.Path)); err != nil {
 		return fmt.Errorf("write %s: %w", w.Path, err)
 	}
 	return nil
 }
 
+// create makes the file that is to be filled, for nobody else yet.
+func (w Write) create() (*os.File, error) {
+	if w.Temp == "" {
+		return os.CreateTemp(filepath.Dir(w.Path), "."+filepath.Base(w.Path)+".new-*") // O_EXCL and 0600
+	}
+	if err := os.Remove(w.Temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return os.OpenFile(w.Temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
 // fill writes and closes f.
 func (w Write) fill(f *os.File) error {
 	err := f.Chmod(w.Perm.Perm()) // the umask is not to decide
-	if err == nil {
+	switch {
+	case err != nil:
+	case w.Fill != nil:
+		err = w.Fill(f)
+	default:
 		_, err = f.Write(w.Data)
 	}
 	if err == nil && w.Sync {

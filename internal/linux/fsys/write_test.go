@@ -4,6 +4,7 @@ package fsys
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -163,7 +164,7 @@ func TestLookUpsSurviveRenamesElsewhere(t *testing.T) {
 func TestAtomicWrites(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
-	for _, w := range []Write{{path, []byte("one"), 0o600, false}, {path, []byte("two"), 0o644, true}} {
+	for _, w := range []Write{{Path: path, Data: []byte("one"), Perm: 0o600}, {Path: path, Data: []byte("two"), Perm: 0o644, Sync: true}} {
 		if err := w.Atomic(); err != nil {
 			t.Fatal(err)
 		}
@@ -183,5 +184,34 @@ func TestAtomicWrites(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
 		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+func TestAFilledWriteReplacesWhatACrashHasLeft(t *testing.T) {
+	dir := t.TempDir()
+	path, temp := filepath.Join(dir, "f"), filepath.Join(dir, ".f.part")
+	for _, file := range []string{path, temp} {
+		if err := os.WriteFile(file, []byte("old"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	broken := errors.New("broken")
+	for _, fails := range []error{broken, nil} {
+		w := Write{Path: path, Temp: temp, Perm: 0o600, Fill: func(w io.Writer) error {
+			if _, err := io.WriteString(w, "new"); err != nil {
+				return err
+			}
+			return fails
+		}}
+		if err := w.Atomic(); !errors.Is(err, fails) {
+			t.Errorf("%v, want %v", err, fails)
+		}
+		want := map[bool]string{true: "new", false: "old"}[fails == nil]
+		if data, err := os.ReadFile(path); err != nil || string(data) != want {
+			t.Errorf("%q, %v, want %q", data, err, want)
+		}
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+			t.Errorf("left behind: %v, %v", entries, err)
+		}
 	}
 }
