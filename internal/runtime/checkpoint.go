@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -44,19 +46,13 @@ func (s *Shim) Checkpoint(ctx context.Context, id, folder string) error {
 
 // findCRIU looks where the OCI runtime will.
 func findCRIU() error {
-	for _, variable := range shimEnvironment {
-		path, ok := strings.CutPrefix(variable, "PATH=")
-		if !ok {
-			continue
+	for _, dir := range filepath.SplitList(shimPath) {
+		_, err := exec.LookPath(filepath.Join(dir, criuName))
+		if err == nil {
+			return nil
 		}
-		for dir := range strings.SplitSeq(path, ":") {
-			info, err := os.Stat(filepath.Join(dir, criuName))
-			if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-				return nil
-			}
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("look for CRIU: %w", err)
-			}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) { // the second: not a program
+			return fmt.Errorf("look for CRIU: %w", err)
 		}
 	}
 	return fmt.Errorf("this node has no CRIU: install the package criu: %w", ErrUnsupported)
@@ -70,7 +66,7 @@ func dumpErrors(path string) string {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && info.Size() > maxDumpLog {
-		_, _ = f.Seek(-maxDumpLog, 2) // of a regular file
+		_, _ = f.Seek(-maxDumpLog, io.SeekEnd) // of a regular file
 	}
 	var said []string
 	for lines := bufio.NewScanner(f); lines.Scan(); {

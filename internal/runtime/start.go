@@ -29,8 +29,11 @@ const (
 	serveCommand = "serve"
 )
 
-// shimEnvironment is all that a shim, and so the OCI runtime, sees of the daemon's environment.
-var shimEnvironment = append(shimapi.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+// shimPath is where a shim, and so the OCI runtime, looks for programs.
+const shimPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// shimEnvironment is all that they see of the daemon's environment.
+var shimEnvironment = append(shimapi.Environment(), "PATH="+shimPath)
 
 // ShimRequest says for whom to start a shim.
 type ShimRequest struct {
