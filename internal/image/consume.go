@@ -158,6 +158,11 @@ func (u *unpacking) consumed(ctx context.Context, i int) error {
 	return u.s.deleteBlob(ctx, desc.Digest)
 }
 
+// fetchAgain is for a layer that is to be read once more: half of it may be consumed.
+func (u *unpacking) fetchAgain(ctx context.Context, i int) error {
+	return errors.Join(u.consumed(ctx, i), u.blob(ctx, u.t.layers[i]))
+}
+
 // deleteBlob deletes a blob and its file at once. Preconditions: the blob's lock is held.
 func (s *Store) deleteBlob(ctx context.Context, d digest.Digest) error {
 	for _, store := range []content.Manager{s.content, s.blobs} {

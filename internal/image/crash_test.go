@@ -243,14 +243,7 @@ func TestAfterARebootNothingHalfIsTrusted(t *testing.T) {
 	})
 	killInPull(t, dir, ref, ready)
 	reg.misbehave(nil)
-	db, err := bolt.Open(filepath.Join(dir, "image", "metadata.db"), 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(ownBucket).Put(bootKey, []byte("another boot")) })
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
+	reboot(t, dir)
 	s := openStore(t, dir)
 	s.walkSnapshots(t, func(name string) {
 		if strings.HasPrefix(name, "sha256:") {
@@ -369,5 +362,18 @@ func TestPinnedImages(t *testing.T) {
 		if got := mustPull(t, s, ref).Pinned; got != want {
 			t.Errorf("%s: %t", pattern, got)
 		}
+	}
+}
+
+// reboot has a store that is closed take this boot of the machine for another than its last.
+func reboot(t *testing.T, dir string) {
+	t.Helper()
+	db, err := bolt.Open(filepath.Join(dir, "image", "metadata.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(ownBucket).Put(bootKey, []byte("another boot")) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

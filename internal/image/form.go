@@ -118,8 +118,7 @@ func (u *unpacking) unpackNow(ctx context.Context, i int, folder string) (unpack
 		if u.folders[i] = true; u.arriving[i] != nil {
 			return l, err // follow begins anew
 		}
-		// Half of it may be consumed.
-		if err := errors.Join(u.consumed(ctx, i), u.blob(ctx, u.t.layers[i])); err != nil {
+		if err := u.fetchAgain(ctx, i); err != nil {
 			return unpacked{}, err
 		}
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	bolt "go.etcd.io/bbolt"
 )
 
 // TestWhatAKilledImportHasLeftGoesWithTheNextStart: an import is not taken up again, so nothing is kept for it.
@@ -52,14 +51,7 @@ func TestAStartThatFailsAfterARebootIsFollowedByOneThatKnowsOfIt(t *testing.T) {
 	if err = errors.Join(err, s.Remove(t.Context(), im.ID), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	db, err := bolt.Open(filepath.Join(dir, "image", "metadata.db"), 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(ownBucket).Put(bootKey, []byte("another boot")) })
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
+	reboot(t, dir)
 	stuck := filepath.Join(dir, "image", contentDir, "ingest", "stuck")
 	if err := errors.Join(os.MkdirAll(stuck, 0o700), syscall.Mount("stuck", stuck, "tmpfs", 0, "")); err != nil {
 		t.Fatal(err)

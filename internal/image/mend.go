@@ -30,8 +30,7 @@ func (u *unpacking) mend(ctx context.Context, i int) error {
 		if !lost || !errors.Is(err, layer.ErrTooManyFiles) {
 			return err
 		}
-		// Half of it may be consumed.
-		if err := errors.Join(u.consumed(ctx, i), u.blob(ctx, u.t.layers[i])); err != nil {
+		if err := u.fetchAgain(ctx, i); err != nil {
 			return err
 		}
 	}
@@ -46,19 +45,14 @@ func (*Store) restoreSnapshot(folder string) (lost bool, err error) {
 	return true, os.MkdirAll(filepath.Dir(folder), 0o700)
 }
 
-func (u *unpacking) mendBlob(ctx context.Context, i int, folder string) (err error) {
-	fresh := blobOf(folder) + freshSuffix
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	l, err := u.convert(ctx, i, fresh)
-	if err != nil {
-		return err
-	}
-	if err := u.settle(ctx, i, l); err != nil {
-		return errors.Join(err, os.Remove(fresh))
-	}
-	return u.s.replaceBlob(folder, fresh)
+func (u *unpacking) mendBlob(ctx context.Context, i int, folder string) error {
+	return u.s.replaceBlob(folder, func(fresh string) error {
+		l, err := u.convert(ctx, i, fresh)
+		if err != nil {
+			return err
+		}
+		return u.settle(ctx, i, l)
+	})
 }
 
 func (u *unpacking) mendFolder(ctx context.Context, i int, folder string) error {
@@ -99,14 +93,21 @@ func (u *unpacking) settle(ctx context.Context, i int, l unpacked) error {
 	return errors.Join(err, l.close())
 }
 
-// replaceBlob puts a new blob in the place of a lost one, guarded or not as the configuration is now. What tells the guard comes first: a crash in
-// between leaves a layer that is not listed, and is made anew.
-func (s *Store) replaceBlob(folder, fresh string) error {
+// replaceBlob has fill make the blob that is to be in the place of a lost one, guarded or not as the configuration is now. What tells the guard comes
+// first: a crash in between leaves a layer that is not listed, and is made anew.
+func (s *Store) replaceBlob(folder string, fill func(fresh string) error) error {
 	blob := blobOf(folder)
+	fresh := blob + freshSuffix
+	if err := ignore(os.Remove(fresh), fs.ErrNotExist); err != nil {
+		return err
+	}
+	if err := fill(fresh); err != nil {
+		return errors.Join(err, ignore(os.Remove(fresh), fs.ErrNotExist))
+	}
 	if err := s.guardBlob(fresh); err != nil {
 		return err
 	}
-	if err := os.Mkdir(folder, noBlob); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := ignore(os.Mkdir(folder, noBlob), fs.ErrExist); err != nil {
 		return err
 	}
 	err := os.Rename(fresh+veritySuffix, blob+veritySuffix)

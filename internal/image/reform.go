@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -212,14 +210,7 @@ func (s *Store) mendForm(ctx context.Context, from, key, form string) error {
 		return err
 	}
 	if !lost || form == erofsForm {
-		fresh := blobOf(folder) + freshSuffix
-		if err := ignore(os.Remove(fresh), fs.ErrNotExist); err != nil {
-			return err
-		}
-		err := s.copyToBlob(ctx, from, fresh)
-		if err == nil {
-			return s.replaceBlob(folder, fresh)
-		}
+		err := s.replaceBlob(folder, func(fresh string) error { return s.copyToBlob(ctx, from, fresh) })
 		if !lost || !errors.Is(err, layer.ErrTooManyFiles) {
 			return err
 		}
