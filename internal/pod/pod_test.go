@@ -18,8 +18,8 @@ import (
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 )
 
-// running makes a node with one pod of one running container.
-func running(t *testing.T) (n *node, sandbox, container string) {
+// created makes a node with one pod of one container that is not started.
+func created(t *testing.T) (n *node, sandbox, container string) {
 	t.Helper()
 	n = newNode(t, newWorld(), t.TempDir())
 	sandbox, err := n.RunSandbox(t.Context(), podConfig(), "")
@@ -30,6 +30,13 @@ func running(t *testing.T) (n *node, sandbox, container string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return n, sandbox, container
+}
+
+// running makes a node with one pod of one running container.
+func running(t *testing.T) (n *node, sandbox, container string) {
+	t.Helper()
+	n, sandbox, container = created(t)
 	if err := n.StartContainer(t.Context(), container); err != nil {
 		t.Fatal(err)
 	}
@@ -146,15 +153,7 @@ func TestStopAndRemoveAreIdempotent(t *testing.T) {
 
 // What a removal left half-done is not what a creation of the same name asks for: it goes first.
 func TestWhatIsHalfRemovedIsNeitherStartedNorReturned(t *testing.T) {
-	n := newNode(t, newWorld(), t.TempDir())
-	s, err := n.RunSandbox(t.Context(), podConfig(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	old, err := n.CreateContainer(t.Context(), s, containerConfig("c"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	n, s, old := created(t)
 	n.w.failNext("release rootfs")
 	if err := n.RemoveContainer(t.Context(), old); !errors.Is(err, errFault) {
 		t.Fatalf("removal: %v, want the fault", err)

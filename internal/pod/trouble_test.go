@@ -223,15 +223,7 @@ func TestACreationAfterOneThatCouldNotBeRolledBackCreates(t *testing.T) {
 }
 
 func TestARequestWaitsUntilALateRecoveryIsApplied(t *testing.T) {
-	n := newNode(t, newWorld(), t.TempDir())
-	s, err := n.RunSandbox(t.Context(), podConfig(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := n.CreateContainer(t.Context(), s, containerConfig("c"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	n, s, c := created(t)
 	n.crashInStart(t, c)
 	answer := n.silence(s)
 	n = n.restart(t)
