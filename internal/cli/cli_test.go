@@ -163,6 +163,22 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// Who checks a change before a restart must hear of all that would keep the daemon from starting.
+func TestConfigCheckLooksForWhatTheFileNames(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, []byte("version = 1\n[hooks]\ndirs = [\"/nowhere\"]\n[qos]\nblockio_config = \"/nowhere/io.yaml\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	warning := "berth: warning: " + file + ":3: hooks.dirs: /nowhere: no such file or directory\n"
+	got := berthIn(t.Context(), "", "config", "check", file)
+	if want := warning + file + ":5: qos.blockio_config: /nowhere/io.yaml: no such file or directory\n"; got.code != 1 || got.out != "" || got.err != want {
+		t.Errorf("got %+v, want %s", got, want)
+	}
+	if got := berthIn(t.Context(), "", "config", "check", "--anywhere", file); got.code != 0 || got.err != "" || !strings.HasPrefix(got.out, "the configuration is valid") {
+		t.Errorf("for another machine: %+v", got)
+	}
+}
+
 func TestRuntimesErrorIsPrintedAsItIs(t *testing.T) {
 	f := populated(t)
 	f.fail["ListPodSandbox"] = status.Error(codes.Internal, "disk is on fire")

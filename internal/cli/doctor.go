@@ -49,7 +49,7 @@ func (c *CLI) doctorCommand() *cobra.Command {
 
 // prepareDoctor gives the checks the configuration and a way to the daemon.
 func (c *CLI) prepareDoctor(d *doctor.Doctor) error {
-	d.Config, _, d.ConfigError = config.Load(config.Options{File: c.config})
+	d.Config, d.Origins, d.ConfigError = config.Load(config.Options{File: c.config})
 	if d.ConfigError != nil {
 		d.Config = config.Defaults()
 	}

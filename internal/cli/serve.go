@@ -41,6 +41,17 @@ func (c *CLI) configCommand() *cobra.Command {
 		Args:  c.noCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	var anywhere bool
+	check := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Say all that is wrong with the configuration, at once",
+		Long: "Say all that is wrong with the configuration, at once: with what the files say, and where they name files, programs or a group\n" +
+			"that this machine does not have.\n\n" +
+			"Exit codes: 0 if the daemon takes it, 1 if not. Of what the daemon would do without there are warnings.",
+		Args: args(0, 1, "one file"),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.checkConfig(cmd, args, anywhere) },
+	}
+	check.Flags().BoolVar(&anywhere, "anywhere", false, "the files are for another machine: what they name is not looked for on this one")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "default",
 		Short: "Print the default file: every key with its meaning and default",
@@ -49,30 +60,32 @@ func (c *CLI) configCommand() *cobra.Command {
 			_, err := fmt.Fprint(cmd.OutOrStdout(), config.Default())
 			return err
 		},
-	}, &cobra.Command{
-		Use:   "check [FILE]",
-		Short: "Say all that is wrong with the configuration, at once",
-		Args:  args(0, 1, "one file"),
-		RunE:  func(cmd *cobra.Command, args []string) error { return c.checkConfig(cmd, args) },
-	}, c.configShowCommand())
+	}, check, c.configShowCommand())
 	return cmd
 }
 
-func (c *CLI) checkConfig(cmd *cobra.Command, args []string) error {
+func (c *CLI) checkConfig(cmd *cobra.Command, args []string, anywhere bool) error {
 	file := c.config
 	if len(args) == 1 {
 		file = args[0]
 	}
-	_, origins, err := config.Load(config.Options{File: file})
+	cfg, origins, err := config.Load(config.Options{File: file})
 	var problems config.Problems
-	if errors.As(err, &problems) {
+	if err != nil && !errors.As(err, &problems) {
+		return err
+	}
+	if err == nil && !anywhere {
+		var ignored config.Problems
+		problems, ignored = config.OnMachine(cfg, origins)
+		for _, p := range ignored {
+			c.warn("%v", p)
+		}
+	}
+	if len(problems) > 0 {
 		for _, p := range problems {
 			fmt.Fprintln(cmd.ErrOrStderr(), p.Error())
 		}
 		return exitCode(1)
-	}
-	if err != nil {
-		return err
 	}
 	set := 0
 	for _, origin := range origins {

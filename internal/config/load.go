@@ -214,8 +214,11 @@ func (l *loader) together() {
 	}
 }
 
-// origin parts "FILE:LINE".
+// origin parts "FILE:LINE". A default comes from no file.
 func origin(from string) (file string, line int) {
+	if from == fromDefault {
+		return "", 0
+	}
 	i := strings.LastIndexByte(from, ':')
 	if i > 0 {
 		if _, err := fmt.Sscanf(from[i:], ":%d", &line); err == nil {

@@ -14,16 +14,13 @@ var ownForms = []string{"auto", "erofs", "overlayfs"}
 // validateSnapshotters checks what no key of a snapshotter can tell alone.
 func validateSnapshotters(c *Config) Problems {
 	var found Problems
-	for name, s := range c.Snapshotters {
+	for name := range c.Snapshotters {
 		key := "snapshotters." + name
 		if err := handler(name); err != nil {
 			found = append(found, Problem{Key: key, Text: err.Error()})
 		}
 		if slices.Contains(ownForms, name) {
 			found = append(found, Problem{Key: key, Text: fmt.Sprintf("%q is one of the forms that Berth has of its own: choose another name", name)})
-		}
-		if s.Address == "" {
-			found = append(found, Problem{Key: key + ".address", Text: "must be set: the snapshotter's unix socket"})
 		}
 	}
 	if name := c.Images.Snapshotter; !slices.Contains(ownForms, name) && c.Snapshotters[name] == nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -64,7 +63,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := d.openTracer(ctx); err != nil {
 		return err
 	}
-	shim, err := sibling(c.Shim.Path, "berth-shim")
+	shim, err := config.Program(c.Shim.Path, "berth-shim")
 	if err != nil {
 		return fmt.Errorf("[shim] path: %w", err)
 	}
@@ -347,14 +346,6 @@ func (d *daemon) openRuntime(shim, driver string) (*runtime.Runtime, error) {
 		handlers[name] = h
 	}
 	return runtime.New(runtime.Config{ShimPath: shim, StateDir: d.cfg.State, Handlers: handlers, Default: d.cfg.DefaultRuntime}, d.log)
-}
-
-func onPath(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is neither beside this program nor on PATH; install it or set its path: %w", name, err)
-	}
-	return path, nil
 }
 
 // effective is the configuration in force, and where the network's came from.

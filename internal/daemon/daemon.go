@@ -52,6 +52,10 @@ func Run(ctx context.Context, flags Flags) error {
 	}
 	d := &daemon{flags: flags, opts: opts, cfg: cfg, logs: logs, log: logs.Logger()}
 	d.inForce.Store(&inForce{cfg, origins})
+	_, ignored := config.OnMachine(cfg, origins)
+	for _, p := range ignored {
+		d.log.Warn("the configuration names what is not here", "problem", p)
+	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	begin := time.Now()

@@ -20,13 +20,7 @@ func openHandler(name string, r *config.Runtime, shim, driver string) (runtime.H
 	if err != nil {
 		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] %w", name, err)
 	}
-	program := name
-	if r.Type == "shim" && r.Shim != "" {
-		if program, err = config.ShimProgram(r.Shim); err != nil {
-			return runtime.Handler{}, fmt.Errorf("[runtimes.%s] shim: %w", name, err)
-		}
-	}
-	path, err := sibling(r.Path, program)
+	path, err := r.Find(name)
 	if err != nil {
 		return runtime.Handler{}, fmt.Errorf("[runtimes.%s] path: %w", name, err)
 	}

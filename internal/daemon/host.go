@@ -176,21 +176,3 @@ func (k kernel) MountOverlay(target string, o mount.Overlay) error { return o.On
 func (k kernel) Unmount(target string) error { return mount.DetachOverlay(target) }
 
 func (k kernel) UnmountBelow(dir string) error { return mount.DetachBelow(dir) }
-
-// sibling finds a program that was installed together with this one: path if set, else names beside the
-// running binary, else name on PATH.
-func sibling(path, name string, beside ...string) (string, error) {
-	if path != "" {
-		return path, nil
-	}
-	self, err := os.Executable()
-	if err == nil {
-		for _, b := range append(beside, name) {
-			p := filepath.Join(filepath.Dir(self), b)
-			if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-				return p, nil
-			}
-		}
-	}
-	return onPath(name)
-}

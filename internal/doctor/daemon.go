@@ -8,11 +8,14 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/config"
 )
 
 // slow is how old an operation is that gets a mention.
@@ -23,7 +26,19 @@ func (d *Doctor) checkConfig(_ context.Context, r report) {
 		r.fail("correct it and see `berth config check`; a running daemon goes on with what it had", "the configuration cannot be used: %v", d.ConfigError)
 		return
 	}
-	r.ok("the configuration can be used")
+	broken, ignored := config.OnMachine(d.Config, d.Origins)
+	broken = slices.DeleteFunc(broken, func(p config.Problem) bool { // checkRuntimes tells of programs
+		return strings.HasPrefix(p.Key, "runtimes.") || strings.HasPrefix(p.Key, "shim.")
+	})
+	for _, p := range broken {
+		r.fail("put it there, or correct the configuration: the daemon does not start without it, or lets no image in", "the configuration names what is not here: %v", p)
+	}
+	for _, p := range ignored {
+		r.warn("put it there, or correct the configuration: the daemon does without it", "the configuration names what is not here: %v", p)
+	}
+	if len(broken)+len(ignored) == 0 {
+		r.ok("the configuration can be used")
+	}
 }
 
 func (d *Doctor) checkSocket(ctx context.Context, r report) {

@@ -62,6 +62,8 @@ type Doctor struct {
 	// Config is the daemon's configuration, ConfigError why it cannot be read; then Config is the defaults.
 	Config      *config.Config
 	ConfigError error
+	// Origins says where Config's values come from.
+	Origins config.Origins
 	// Connect makes a client of the daemon's socket.
 	Connect func(context.Context) (runtimeapi.RuntimeServiceClient, error)
 	// Root is put before the paths of the machine's own files (/proc, /etc, /var/lib/kubelet …): tests have a machine of files.

@@ -83,8 +83,8 @@ func healthy(t *testing.T) *machine {
 	m.fakeClock = func() (bool, error) { return true, nil }
 	m.disk(func(*syscall.Statfs_t) {})
 	m.Connect = func(context.Context) (runtimeapi.RuntimeServiceClient, error) { return m.daemon, nil }
-	for _, d := range []string{cfg.Root, cfg.State, cfg.Network.NetnsDir} {
-		if err := os.Mkdir(d, 0o700); err != nil {
+	for d, mode := range map[string]os.FileMode{cfg.Root: 0o700, cfg.State: 0o711, cfg.Network.NetnsDir: 0o755} { // as the daemon makes them
+		if err := os.Mkdir(d, mode); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -213,10 +213,12 @@ var broken = map[string]struct {
 	level Level
 	names string
 }{
-	"configuration with a mistake": {func(m *machine) { m.ConfigError = errors.New("config.toml:3: unknown key") }, "config", Fail, "config.toml:3"},
-	"no socket":                    {func(m *machine) { m.remove("/cri.sock") }, "socket", Fail, "there is no socket"},
-	"a file instead of the socket": {func(m *machine) { m.remove("/cri.sock"); m.file("/cri.sock", "") }, "socket", Fail, "not a socket"},
-	"socket open to everybody":     {func(m *machine) { m.chmod("/cri.sock", 0o666) }, "socket", Fail, "everybody"},
+	"configuration with a mistake":    {func(m *machine) { m.ConfigError = errors.New("config.toml:3: unknown key") }, "config", Fail, "config.toml:3"},
+	"a file that it names is missing": {func(m *machine) { m.Config.QoS.BlockIO = "/nowhere/io.yaml" }, "config", Fail, "qos.blockio_config: /nowhere/io.yaml: no such file"},
+	"a folder of hooks is missing":    {func(m *machine) { m.Config.Hooks.Dirs = []string{"/nowhere"} }, "config", Warn, "hooks.dirs: /nowhere: no such file"},
+	"no socket":                       {func(m *machine) { m.remove("/cri.sock") }, "socket", Fail, "there is no socket"},
+	"a file instead of the socket":    {func(m *machine) { m.remove("/cri.sock"); m.file("/cri.sock", "") }, "socket", Fail, "not a socket"},
+	"socket open to everybody":        {func(m *machine) { m.chmod("/cri.sock", 0o666) }, "socket", Fail, "everybody"},
 	"daemon is dead": {func(m *machine) {
 		m.Connect = func(context.Context) (runtimeapi.RuntimeServiceClient, error) {
 			return nil, errors.New("connection refused")
@@ -246,27 +248,31 @@ var broken = map[string]struct {
 		m.remove("/machine/sys/fs/cgroup/cgroup.controllers")
 		m.file("/machine/proc/mounts", "cgroup /a cgroup rw,cpu,cpuset 0 0\ncgroup /b cgroup rw,memory,pids 0 0\ncgroup /c cgroup rw,devices,freezer 0 0\n")
 	}, "cgroups", Warn, "cgroup v1"},
-	"no cgroups":               {func(m *machine) { m.remove("/machine/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail, "no cgroup hierarchy"},
-	"old kernel":               {func(m *machine) { m.file("/machine/proc/sys/kernel/osrelease", "4.18.0-553.el8") }, "kernel", Fail, "4.18.0"},
-	"no overlayfs":             {func(m *machine) { m.file("/machine/proc/filesystems", "ext4") }, "kernel", Fail, "overlayfs"},
-	"no network namespaces":    {func(m *machine) { m.remove("/machine/proc/self/ns/net") }, "kernel", Fail, "net namespaces"},
-	"no seccomp":               {func(m *machine) { m.remove("/machine/proc/sys/kernel/seccomp") }, "security", Warn, "system calls"},
-	"AppArmor without parser":  {func(m *machine) { m.remove("/machine/usr/sbin/apparmor_parser") }, "security", Fail, "apparmor_parser"},
-	"no forwarding":            {func(m *machine) { m.file("/machine/proc/sys/net/ipv4/ip_forward", "0") }, "sysctl", Fail, "net.ipv4.ip_forward is 0"},
-	"bridge past iptables":     {func(m *machine) { m.file("/machine/proc/sys/net/bridge/bridge-nf-call-iptables", "0") }, "sysctl", Warn, "bridge-nf-call-iptables"},
-	"no CNI configuration":     {func(m *machine) { m.remove("/net.d") }, "network", Fail, "has no configuration"},
-	"CNI file cut off":         {func(m *machine) { m.file("/net.d/00-first.conflist", `{"name":`) }, "network", Fail, "00-first.conflist"},
-	"CNI plugin missing":       {func(m *machine) { m.remove("/cni/portmap") }, "network", Fail, "plugin portmap"},
-	"IPAM plugin missing":      {func(m *machine) { m.remove("/cni/host-local") }, "network", Fail, "plugin host-local"},
-	"runc missing":             {func(m *machine) { m.remove("/runc") }, "runtime", Fail, "handler runc"},
-	"runc broken":              {func(m *machine) { m.program("/runc", "echo cannot execute >&2; exit 126") }, "runtime", Fail, "does not run"},
-	"shim missing":             {func(m *machine) { m.remove("/berth-shim") }, "runtime", Fail, "berth-shim"},
-	"no default handler":       {func(m *machine) { m.Config.DefaultRuntime = "crun" }, "runtime", Fail, "crun"},
-	"folder open to everybody": {func(m *machine) { m.chmod("/root", 0o755) }, "storage", Fail, "everybody can enter"},
-	"records set aside":        {func(m *machine) { m.file("/root/quarantine/sandbox.json", "x") }, "leftover", Warn, "set aside"},
-	"leaked namespace":         {func(m *machine) { m.file("/netns/berth-0123", ""); m.old("/netns/berth-0123") }, "leftover", Warn, "berth-0123"},
-	"orphaned pod":             {func(m *machine) { m.file("/state/pods/0123/hostname", ""); m.old("/state/pods/0123") }, "leftover", Warn, "/state/pods/0123 belongs to no pod"},
-	"orphaned writable layer":  {func(m *machine) { m.file("/root/rootfs/4567/upper/x", ""); m.old("/root/rootfs/4567") }, "leftover", Warn, "/root/rootfs/4567"},
+	"no cgroups":              {func(m *machine) { m.remove("/machine/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail, "no cgroup hierarchy"},
+	"old kernel":              {func(m *machine) { m.file("/machine/proc/sys/kernel/osrelease", "4.18.0-553.el8") }, "kernel", Fail, "4.18.0"},
+	"no overlayfs":            {func(m *machine) { m.file("/machine/proc/filesystems", "ext4") }, "kernel", Fail, "overlayfs"},
+	"no network namespaces":   {func(m *machine) { m.remove("/machine/proc/self/ns/net") }, "kernel", Fail, "net namespaces"},
+	"no seccomp":              {func(m *machine) { m.remove("/machine/proc/sys/kernel/seccomp") }, "security", Warn, "system calls"},
+	"AppArmor without parser": {func(m *machine) { m.remove("/machine/usr/sbin/apparmor_parser") }, "security", Fail, "apparmor_parser"},
+	"no forwarding":           {func(m *machine) { m.file("/machine/proc/sys/net/ipv4/ip_forward", "0") }, "sysctl", Fail, "net.ipv4.ip_forward is 0"},
+	"bridge past iptables":    {func(m *machine) { m.file("/machine/proc/sys/net/bridge/bridge-nf-call-iptables", "0") }, "sysctl", Warn, "bridge-nf-call-iptables"},
+	"no CNI configuration":    {func(m *machine) { m.remove("/net.d") }, "network", Fail, "has no configuration"},
+	"CNI file cut off":        {func(m *machine) { m.file("/net.d/00-first.conflist", `{"name":`) }, "network", Fail, "00-first.conflist"},
+	"CNI plugin missing":      {func(m *machine) { m.remove("/cni/portmap") }, "network", Fail, "plugin portmap"},
+	"IPAM plugin missing":     {func(m *machine) { m.remove("/cni/host-local") }, "network", Fail, "plugin host-local"},
+	"runc missing":            {func(m *machine) { m.remove("/runc") }, "runtime", Fail, "handler runc"},
+	"runc broken":             {func(m *machine) { m.program("/runc", "echo cannot execute >&2; exit 126") }, "runtime", Fail, "does not run"},
+	"a handler's shim missing": {func(m *machine) {
+		m.Config.Runtimes["kata"] = &config.Runtime{Type: "shim", Shim: "io.containerd.nope.v2"}
+	}, "runtime", Fail, "handler kata: containerd-shim-nope-v2 is neither"},
+	"shim missing":            {func(m *machine) { m.remove("/berth-shim") }, "runtime", Fail, "berth-shim"},
+	"no default handler":      {func(m *machine) { m.Config.DefaultRuntime = "crun" }, "runtime", Fail, "crun"},
+	"root open to everybody":  {func(m *machine) { m.chmod("/root", 0o711) }, "storage", Fail, "/root is open to everybody (mode 0711)"},
+	"state open to everybody": {func(m *machine) { m.chmod("/state", 0o755) }, "storage", Fail, "/state is open to everybody (mode 0755)"},
+	"records set aside":       {func(m *machine) { m.file("/root/quarantine/sandbox.json", "x") }, "leftover", Warn, "set aside"},
+	"leaked namespace":        {func(m *machine) { m.file("/netns/berth-0123", ""); m.old("/netns/berth-0123") }, "leftover", Warn, "berth-0123"},
+	"orphaned pod":            {func(m *machine) { m.file("/state/pods/0123/hostname", ""); m.old("/state/pods/0123") }, "leftover", Warn, "/state/pods/0123 belongs to no pod"},
+	"orphaned writable layer": {func(m *machine) { m.file("/root/rootfs/4567/upper/x", ""); m.old("/root/rootfs/4567") }, "leftover", Warn, "/root/rootfs/4567"},
 	"leaked mount": {func(m *machine) {
 		m.mounted("/state/pods/0123/shm")
 		m.old("/state/pods/0123")
@@ -316,6 +322,16 @@ func TestEachBrokenSetUpIsFoundAndNamed(t *testing.T) {
 			}
 			t.Errorf("not found: %+v", problems(all))
 		})
+	}
+}
+
+// A shim does not speak the command line of an OCI runtime.
+func TestAShimIsAskedForNothing(t *testing.T) {
+	m := healthy(t)
+	m.program("/containerd-shim-kata-v2", "exit 1")
+	m.Config.Runtimes["kata"] = &config.Runtime{Type: "shim", Path: m.dir + "/containerd-shim-kata-v2"}
+	if bad := problems(m.Doctor.Run(t.Context())); len(bad) > 0 {
+		t.Errorf("found %+v", bad)
 	}
 }
 
@@ -388,7 +404,7 @@ func TestFixDoesWhatIsSafe(t *testing.T) {
 	if bad := problems(m.Doctor.Run(t.Context())); len(bad) > 0 {
 		t.Errorf("after the fix: %+v", bad)
 	}
-	for path, want := range map[string]os.FileMode{"/state": 0o700, "/cri.sock": 0o660} {
+	for path, want := range map[string]os.FileMode{"/state": 0o711, "/cri.sock": 0o660} {
 		if info, err := os.Stat(m.dir + path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}

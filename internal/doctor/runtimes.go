@@ -7,25 +7,30 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 
+	"github.com/berth-run/berth/internal/config"
 	"github.com/berth-run/berth/internal/runtime"
 )
 
 // checkRuntimes runs each handler's program with --version and `features`.
 func (d *Doctor) checkRuntimes(ctx context.Context, r report) {
-	shim, err := exec.LookPath(shimPath(d.Config.Shim.Path))
+	shim, err := find(config.Program(d.Config.Shim.Path, "berth-shim"))
 	if err != nil {
 		r.fail("install it beside berth, or set [shim] path", "berth-shim: %v", err)
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Config.Runtimes)) {
-		path := d.Config.Runtimes[name].Path
-		if path == "" {
-			path = besideUs(name)
+		handler := d.Config.Runtimes[name]
+		path, err := find(handler.Find(name))
+		if err != nil {
+			r.fail("install it, or set [runtimes."+name+"] path", "runtime handler %s: %v", name, err)
+			continue
+		}
+		if handler.Type == "shim" { // what it does without a pod is not the same for any two of them
+			r.ok("runtime handler %s: the shim %s is there", name, path)
+			continue
 		}
 		one, err := runtime.New(runtime.Config{ShimPath: shim, StateDir: d.Config.State,
 			Handlers: map[string]runtime.Handler{name: {Name: name, Path: path}}, Default: name}, slog.New(slog.DiscardHandler))
@@ -39,6 +44,14 @@ func (d *Doctor) checkRuntimes(ctx context.Context, r report) {
 	if d.Config.Runtimes[d.Config.DefaultRuntime] == nil {
 		r.fail("add [runtimes."+d.Config.DefaultRuntime+"] or change default_runtime", "default_runtime %s is no handler", d.Config.DefaultRuntime)
 	}
+}
+
+// find is a program's whole path, if there is one that can be run.
+func find(path string, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	return exec.LookPath(path)
 }
 
 func (d *Doctor) askRuntime(ctx context.Context, r report, one *runtime.Runtime, name string) {
@@ -56,23 +69,4 @@ func (d *Doctor) askRuntime(ctx context.Context, r report, one *runtime.Runtime,
 	default:
 		r.ok("runtime handler %s: %s %s (recursive read-only mounts %v, user namespaces %v)", name, v.Name, v.Version, f.RecursiveReadOnlyMounts, f.UserNamespaces)
 	}
-}
-
-// shimPath is berth-shim's, as the daemon finds it.
-func shimPath(configured string) string {
-	if configured != "" {
-		return configured
-	}
-	return besideUs("berth-shim")
-}
-
-// besideUs is a program in our own folder, or else its bare name, which PATH then has to know.
-func besideUs(name string) string {
-	if self, err := os.Executable(); err == nil {
-		p := filepath.Join(filepath.Dir(self), name)
-		if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() {
-			return p
-		}
-	}
-	return name
 }

@@ -5,6 +5,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
@@ -23,7 +24,11 @@ func (d *Doctor) checkStorage(_ context.Context, r report) {
 			r.ok("%s can have fs-verity", d.Config.Root)
 		}
 	}
-	for _, dir := range []string{d.Config.Root, d.Config.State} {
+	for _, folder := range []struct {
+		path string
+		mode os.FileMode // the daemon's: others may pass through the state folder, as roots of user namespaces have to, and not look into it
+	}{{d.Config.Root, 0o700}, {d.Config.State, 0o711}} {
+		dir := folder.path
 		info, err := os.Stat(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			r.ok("%s is made when the daemon starts", dir)
@@ -33,10 +38,9 @@ func (d *Doctor) checkStorage(_ context.Context, r report) {
 			r.fail("run this as root", "folder %s: %v", dir, err)
 			continue
 		}
-		// With socket_group the state folder lets that group through.
-		if mode := info.Mode().Perm(); mode&0o007 != 0 {
-			r.add(Fail, "chmod 0700 "+dir, "everybody can enter %s (mode %04o): images, secrets in volumes and sockets are open to them", dir, mode).
-				fix = func() error { return os.Chmod(dir, 0o700) }
+		if mode := info.Mode().Perm(); mode&^folder.mode&0o007 != 0 {
+			r.add(Fail, fmt.Sprintf("chmod %04o %s", folder.mode, dir), "%s is open to everybody (mode %04o): images, secrets in volumes and sockets are, too", dir, mode).
+				fix = func() error { return os.Chmod(dir, folder.mode) }
 		}
 		d.checkSpace(r, dir)
 	}

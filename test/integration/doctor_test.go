@@ -39,7 +39,12 @@ func TestDoctorOfANodeThatWorks(t *testing.T) {
 	well := map[string]bool{}
 	for _, f := range found {
 		switch f.Check {
-		case "kernel", "sysctl", "clock", "storage", "cgroups", "kubelet", "security":
+		case "storage": // how full the disk is is the machine's matter
+			if strings.Contains(f.Text, "open to everybody") {
+				t.Errorf("storage: %s", f.Text)
+			}
+			continue
+		case "kernel", "sysctl", "clock", "cgroups", "kubelet", "security":
 			continue
 		}
 		well[f.Check] = true
