@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -83,14 +84,11 @@ func (c *CLI) newRoot() *cobra.Command {
 	root.SetOut(c.o.Out)
 	root.SetErr(c.o.Err)
 	root.SetVersionTemplate("berth {{.Version}}\n")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.socket, "socket", "", "unix socket of the daemon (default $BERTH_SOCKET, else that of the configuration, else /run/berth/berth.sock)")
 	flags.StringVar(&c.config, "config", "", "configuration file (default "+config.File+")")
 	flags.Var(seconds{&c.timeout}, "timeout", "how long one request may take, as 30s, 2m or a number of seconds (default 30s to ask, 4m to change something, no limit to pull)")
-	root.SuggestionsMinimumDistance = 2
 	root.AddGroup(&cobra.Group{ID: "see", Title: "See what there is:"}, &cobra.Group{ID: "do", Title: "Run and stop:"},
 		&cobra.Group{ID: "daemon", Title: "The daemon:"})
 	group := func(id string, commands ...*cobra.Command) {
@@ -100,25 +98,70 @@ func (c *CLI) newRoot() *cobra.Command {
 		root.AddCommand(commands...)
 	}
 	group("see", c.podsCommand(), c.psCommand(), c.imagesCommand(), c.inspectCommand(), c.logsCommand(), c.eventsCommand(), c.statsCommand(), c.topCommand())
-	group("do", c.pullCommand(), c.runCommand(), c.execCommand(), c.attachCommand(), c.portForwardCommand(), c.checkpointCommand(), c.stopCommand(), c.rmCommand(), c.rmiCommand())
+	group("do", c.pullCommand(), c.runCommand(), c.execCommand(), c.attachCommand(), c.portForwardCommand(), c.checkpointCommand(), c.stopCommand(), c.rmCommand(), c.rmiCommand("rmi"))
 	group("daemon", c.infoCommand(), c.doctorCommand(), c.debugCommand(), c.versionCommand(), c.configCommand(), c.demoCommand())
 	if c.o.Serve != nil {
 		group("daemon", c.serveCommand())
 	}
 	root.SetHelpCommand(c.helpCommand())
+	suggest(root)
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			cmd.Args, cmd.RunE = c.noCommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	return root
 }
 
-// noCommand refuses words that are no command, with those that may have been meant.
+// suggest tells commands by which words of other runtimes' command lines they are looked for.
+func suggest(root *cobra.Command) {
+	words := map[string][]string{"ps": {"container", "containers", "list", "ls"}, "pods": {"sandboxes"}, "rm": {"delete", "del", "remove"},
+		"stop": {"kill"}, "info": {"status"}, "run": {"create", "start", "runp"}, "doctor": {"check", "diagnose"}, "serve": {"daemon"}}
+	for _, cmd := range root.Commands() {
+		cmd.SuggestFor = words[cmd.Name()]
+	}
+}
+
+// noCommand refuses words that are no command, with those that may have been meant, or else with those that there are.
 func (c *CLI) noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	meant := ""
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		meant = ": did you mean " + strings.Join(near, " or ") + "?"
+	text := fmt.Sprintf("unknown command %q", args[0])
+	if near := meant(cmd, args[0]); len(near) > 0 {
+		return errors.New(text + ": did you mean " + strings.Join(near, " or ") + "?")
 	}
-	return fmt.Errorf("unknown command %q%s", args[0], meant)
+	if !cmd.HasParent() {
+		return fmt.Errorf("%s: see `%s --help`", text, cmd.CommandPath())
+	}
+	var all []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			all = append(all, sub.Name())
+		}
+	}
+	return fmt.Errorf("%s: %s has %s", text, cmd.CommandPath(), strings.Join(all, ", "))
+}
+
+// meant are the commands that word may stand for, the nearest. In a short word two edits make any other.
+func meant(cmd *cobra.Command, word string) (near []string) {
+	was := cmd.SuggestionsMinimumDistance
+	defer func() { cmd.SuggestionsMinimumDistance = was }()
+	for edits := 1; edits <= 2 && len(near) == 0 && len(word) >= 2*edits; edits++ {
+		cmd.SuggestionsMinimumDistance = edits
+		near = cmd.SuggestionsFor(word)
+	}
+	return near
+}
+
+// number finds how the library words a number that is none.
+var number = regexp.MustCompile(`strconv\.Parse(Int|Uint): parsing "[^"]*": (invalid syntax|value out of range)`)
+
+// flagError words what is wrong with a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	text := number.ReplaceAllString(err.Error(), "is no whole number")
+	return fmt.Errorf("%s: see `%s --help`", text, cmd.CommandPath())
 }
 
 // exitCode ends the program with a code; what there was to say was said.

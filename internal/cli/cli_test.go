@@ -146,7 +146,12 @@ func TestErrors(t *testing.T) {
 		{"rmi nothing", `image "nothing": not found`},
 		{"stopp front extra", `pod "extra": not found`},
 		{"help pots", `unknown command "pots": did you mean pods`},
-		{"help config nope", `unknown command "nope"`},
+		{"help config nope", "unknown command \"nope\": berth config has check, default, show"},
+		{"config chekc", `unknown command "chekc": did you mean check`},
+		{"foo", "unknown command \"foo\": see `berth --help`"},
+		{"containers", `unknown command "containers": did you mean ps`},
+		{"completion klingon", "unknown command \"klingon\": berth completion has bash, fish, powershell, zsh"},
+		{"logs --tail x web", `invalid argument "x" for "--tail" flag: is no whole number`},
 		{"pots", `unknown command "pots": did you mean pods`},
 		{"pods --frob", "unknown flag: --frob: see `berth pods --help`"},
 		{"run /nowhere/pod.yaml", "/nowhere/pod.yaml: no such file or directory"},
@@ -247,6 +252,31 @@ func TestChanges(t *testing.T) {
 				t.Errorf("credentials are %v", f.auth)
 			}
 		})
+	}
+}
+
+// Whoever removes one name of two loses the other only if they say so.
+func TestANameTakesOnlyThatNameAway(t *testing.T) {
+	const one, two = "docker.io/library/busybox:1", "docker.io/library/mine:1"
+	for _, c := range []struct {
+		args  string
+		ours  bool
+		calls []string
+		says  string
+	}{
+		{"rmi " + two, true, []string{"untag " + two}, "removed the name " + two + "; image e100000000000 is still " + one},
+		{"images rm " + one + " " + two, true, []string{"untag " + one, "untag " + two}, "is still " + two + "\nremoved image " + two},
+		{"rmi e1", true, []string{"remove image sha256:" + id("e1")}, "removed image " + one + ", " + two},
+		{"rmi docker.io/library/busybox@sha256:" + id("f1"), true, []string{"remove image sha256:" + id("e1")}, "removed image " + one + ", " + two},
+		{"rmi " + two, false, nil, "takes no name alone, and the image is also " + one},
+	} {
+		f := populated(t)
+		f.ours = c.ours
+		f.images[0].RepoTags = []string{one, two}
+		got := f.berth(t, strings.Fields(c.args)...)
+		if calls := f.history(); (got.code == 0) != (c.calls != nil) || !slices.Equal(calls, c.calls) || !strings.Contains(got.out+got.err, c.says) {
+			t.Errorf("%s: %+v, called %q, want %q and %s", c.args, got, calls, c.calls, c.says)
+		}
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/imageapi/imagepb"
 )
 
 func (f *fakeCRI) RunPodSandbox(_ context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
@@ -124,7 +126,7 @@ func (f *fakeCRI) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*r
 
 func (f *fakeCRI) image(name string) *runtimeapi.Image {
 	for _, im := range f.images {
-		if im.Id == name || slices.Contains(im.RepoTags, name) {
+		if im.Id == name || slices.Contains(im.RepoTags, name) || slices.Contains(im.RepoDigests, name) {
 			return im
 		}
 	}
@@ -153,4 +155,27 @@ func (f *fakeCRI) RemoveImage(_ context.Context, r *runtimeapi.RemoveImageReques
 	defer f.mu.Unlock()
 	f.called("remove image %s", r.Image.Image)
 	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// operator is the fake's berth.v1.Images, of which it serves what the tests need.
+type operator struct {
+	imagepb.UnimplementedImagesServer
+	fake *fakeCRI
+}
+
+func (o operator) Untag(ctx context.Context, r *imagepb.UntagRequest) (*imagepb.UntagResponse, error) {
+	f := o.fake
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ours {
+		return o.UnimplementedImagesServer.Untag(ctx, r)
+	}
+	for _, im := range f.images {
+		if i := slices.Index(im.RepoTags, r.Name); i >= 0 {
+			im.RepoTags = slices.Delete(slices.Clone(im.RepoTags), i, i+1)
+			f.called("untag %s", r.Name)
+			return &imagepb.UntagResponse{ImageId: im.Id, Name: r.Name, Left: im.RepoTags}, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "image %q: not found", r.Name)
 }

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-run/berth/internal/imageapi/imagepb"
 )
 
 // act is what one attempt of a container does: it writes lines to its log, and exits with a code unless it runs until it is stopped.
@@ -49,6 +51,7 @@ type fakeCRI struct {
 	acts       map[string][]act // by container name, one for each attempt; the last is repeated
 	fail       map[string]error // by method
 	ends       bool             // the stream of events ends
+	ours       bool             // it is Berth: it serves berth.v1.Images, too
 	looks      int64            // how often statistics were asked for
 	exec       func(*runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error)
 }
@@ -76,6 +79,7 @@ func newFake(t *testing.T) *fakeCRI {
 	}))
 	runtimeapi.RegisterRuntimeServiceServer(s, f)
 	runtimeapi.RegisterImageServiceServer(s, f)
+	imagepb.RegisterImagesServer(s, operator{fake: f})
 	go s.Serve(l)
 	t.Cleanup(s.Stop)
 	return f

@@ -17,9 +17,9 @@ import (
 	"github.com/berth-run/berth/internal/imageapi/imagepb"
 )
 
-// imageCommands are what `berth images` has beside its list. They speak berth.v1.Images, which other runtimes do not.
+// imageCommands are what `berth images` has beside its list. Most speak berth.v1.Images, which other runtimes do not.
 func (c *CLI) imageCommands() []*cobra.Command {
-	return []*cobra.Command{c.pullCommand(), c.fsckCommand(), c.pruneCommand(), c.tagCommand(), c.importCommand(), c.exportCommand()}
+	return []*cobra.Command{c.listImagesCommand("ls", "list"), c.rmiCommand("rm", "remove"), c.pullCommand(), c.fsckCommand(), c.pruneCommand(), c.tagCommand(), c.importCommand(), c.exportCommand()}
 }
 
 func (c *CLI) fsckCommand() *cobra.Command {

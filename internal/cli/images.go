@@ -15,11 +15,17 @@ import (
 )
 
 func (c *CLI) imagesCommand() *cobra.Command {
+	cmd := c.listImagesCommand("images", "image", "img")
+	cmd.AddCommand(c.imageCommands()...)
+	return cmd
+}
+
+func (c *CLI) listImagesCommand(name string, aliases ...string) *cobra.Command {
 	var l listing
 	var verbose, digests bool
 	cmd := &cobra.Command{
-		Use:               "images [REPOSITORY[:TAG]]",
-		Aliases:           []string{"image", "img"},
+		Use:               name + " [REPOSITORY[:TAG]]",
+		Aliases:           aliases,
 		Short:             "List images",
 		Args:              args(0, 1, "one repository"),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -30,7 +36,6 @@ func (c *CLI) imagesCommand() *cobra.Command {
 	l.flags(cmd)
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print all that is known of each image")
 	cmd.Flags().BoolVar(&digests, "digests", false, "show the digests")
-	cmd.AddCommand(c.imageCommands()...)
 	return cmd
 }
 
@@ -173,68 +178,4 @@ func printImages(cmd *cobra.Command, images []*runtimeapi.Image) error {
 		}
 	}
 	return nil
-}
-
-func (c *CLI) rmiCommand() *cobra.Command {
-	var all, prune bool
-	cmd := &cobra.Command{
-		Use:               "rmi IMAGE…",
-		Short:             "Remove images; containers that use one run on",
-		Args:              args(0, -1, ""),
-		ValidArgsFunction: c.completeImages,
-		RunE: func(cmd *cobra.Command, names []string) error {
-			if len(names) == 0 && !all && !prune {
-				return args(1, -1, "image, --all or --prune")(cmd, nil)
-			}
-			return c.rmi(cmd, names, all, prune)
-		},
-	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "remove all images that are not pinned")
-	cmd.Flags().BoolVarP(&prune, "prune", "q", false, "remove all images that no container uses and that are not pinned")
-	return cmd
-}
-
-func (c *CLI) rmi(cmd *cobra.Command, words []string, all, prune bool) error {
-	client, err := c.client(cmd.Context())
-	if err != nil {
-		return err
-	}
-	ctx, cancel := client.Change(cmd.Context(), 0)
-	defer cancel()
-	targets := map[string]*runtimeapi.Image{} // by what is removed: a name takes only that name away
-	for _, w := range words {
-		im, err := client.Image(ctx, w)
-		if err != nil {
-			return err
-		}
-		ref := w
-		if bare := strings.TrimPrefix(im.GetId(), "sha256:"); strings.HasPrefix(bare, strings.TrimPrefix(w, "sha256:")) {
-			ref = im.GetId()
-		}
-		targets[ref] = im
-	}
-	if all || prune {
-		list, err := client.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-		if err != nil {
-			return client.Error("list images", err)
-		}
-		used, err := client.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
-		if err != nil {
-			return client.Error("list containers", err)
-		}
-		for _, im := range list.GetImages() {
-			inUse := slices.ContainsFunc(used.GetContainers(), func(k *runtimeapi.Container) bool { return isImage(k, im.GetId()) })
-			if !im.GetPinned() && (all || !inUse) {
-				targets[im.GetId()] = im
-			}
-		}
-	}
-	return each(sortedKeys(targets), func(ref string) error {
-		_, err := client.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
-		if err != nil {
-			return client.Error("remove image "+ref, err)
-		}
-		_, err = fmt.Fprintln(cmd.OutOrStdout(), "removed image "+imageName(targets[ref]))
-		return err
-	})
 }

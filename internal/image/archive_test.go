@@ -233,6 +233,47 @@ func TestTags(t *testing.T) {
 	}
 }
 
+func TestUntagTakesOneNameAndWithTheLastTheImage(t *testing.T) {
+	reg := newRegistry(t)
+	s := openStore(t, t.TempDir())
+	im := mustPull(t, s, reg.push(t, "one:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"f": "1"}))))
+	pulled := im.RepoTags[0]
+	for _, name := range []string{"mine:1", "mine:2"} {
+		if _, _, err := s.Tag(t.Context(), im.ID, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		left    []string
+		digests int
+	}{
+		{"mine:1", []string{pulled, "docker.io/library/mine:2"}, 1},
+		{pulled, []string{"docker.io/library/mine:2"}, 0}, // the repository's digest goes with its last tag
+	} {
+		got, _, err := s.Untag(t.Context(), c.name)
+		slices.Sort(got.RepoTags)
+		now, statusErr := s.Status(im.ID)
+		slices.Sort(now.RepoTags)
+		if err != nil || statusErr != nil || !slices.Equal(got.RepoTags, c.left) || !slices.Equal(now.RepoTags, c.left) || len(now.RepoDigests) != c.digests {
+			t.Errorf("%s: %v, %v: told %v, has %v %v, want %v", c.name, err, statusErr, got.RepoTags, now.RepoTags, now.RepoDigests, c.left)
+		}
+	}
+	if _, _, err := s.Untag(t.Context(), "mine:1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("once more: %v", err)
+	}
+	if _, _, err := s.Untag(t.Context(), "mine@"+im.ID); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrInvalidReference) {
+		t.Errorf("a digest: %v", err)
+	}
+	got, full, err := s.Untag(t.Context(), "mine:2")
+	if err != nil || full != "docker.io/library/mine:2" || got.ID != im.ID || len(got.RepoTags) != 0 {
+		t.Errorf("the last one: %+v, %s, %v", got, full, err)
+	}
+	if _, err := s.Status(im.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the image is still there: %v", err)
+	}
+}
+
 func TestPruneTakesWhatNobodyUses(t *testing.T) {
 	reg := newRegistry(t)
 	s := openWith(t, t.TempDir(), func(c *Config) { c.Pinned = []string{"*/pinned:*"} })

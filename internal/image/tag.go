@@ -62,6 +62,52 @@ func (s *Store) Tag(ctx context.Context, ref, name string) (Image, string, error
 	return im, named.String(), err
 }
 
+// Untag takes a name from its image. It returns the image with the tags that it still has, and the name in full. With its last tag the image is removed as by Remove.
+// A repository's digest goes with the last tag of the repository. Errors: ErrNotFound, ErrInvalidReference: a digest or an ID is not one name of several.
+func (s *Store) Untag(ctx context.Context, name string) (Image, string, error) {
+	named, err := normalize(name)
+	if err != nil {
+		return Image{}, "", err
+	}
+	full := named.String()
+	idx := s.index.Load()
+	im, err := idx.status(full)
+	if err != nil {
+		return Image{}, "", err
+	}
+	if !slices.Contains(im.RepoTags, full) {
+		return Image{}, "", fmt.Errorf("image name %q: is no tag that could be taken away: %w", name, ErrInvalidReference)
+	}
+	left := slices.DeleteFunc(slices.Clone(im.RepoTags), func(tag string) bool { return tag == full })
+	if len(left) == 0 {
+		im.RepoTags = nil
+		return im, full, s.Remove(ctx, full)
+	}
+	gone := []string{full}
+	if !slices.ContainsFunc(left, func(tag string) bool { return repository(tag) == named.Name() }) {
+		for _, d := range im.RepoDigests {
+			if repository(d) == named.Name() {
+				gone = append(gone, d)
+			}
+		}
+	}
+	if err := s.unname(ctx, gone, idx.targets); err != nil {
+		return Image{}, "", fmt.Errorf("take the name %s from image %s: %w", full, im.ID, err)
+	}
+	s.log.Info("image has lost a name", "id", im.ID, "name", full, "left", left)
+	im.RepoTags = left
+	return im, full, nil
+}
+
+// repository is a reference in full without its tag or digest.
+func repository(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return named.Name()
+}
+
 // name has a reference stand for an image, whatever it stood for. Preconditions: ctx has a transaction.
 func (s *Store) name(ctx context.Context, ref string, target ocispec.Descriptor) error {
 	im := images.Image{Name: ref, Target: target}

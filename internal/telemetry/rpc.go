@@ -220,13 +220,13 @@ func levelOf(method string, code codes.Code) slog.Level {
 			return slog.LevelDebug
 		}
 		return slog.LevelInfo
-	case codes.NotFound:
-		// A kubelet asks about what it has just removed.
+	case codes.NotFound, codes.Canceled:
+		// A kubelet asks about what it has just removed, and a stream of events ends when its reader leaves.
 		if quiet[method] {
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn
-	case codes.Canceled, codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.OutOfRange:
+	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.OutOfRange:
 		return slog.LevelWarn // the caller's doing
 	}
 	return slog.LevelError

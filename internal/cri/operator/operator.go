@@ -24,6 +24,8 @@ type Images interface {
 	Prune(ctx context.Context, r image.PruneRequest) ([]image.Pruned, error)
 	// Tag returns the name in full.
 	Tag(ctx context.Context, ref, name string) (image.Image, string, error)
+	// Untag returns the image with the tags that are left, and the name in full.
+	Untag(ctx context.Context, name string) (image.Image, string, error)
 	Import(ctx context.Context, r io.Reader, name string) ([]image.Image, error)
 	Export(ctx context.Context, w io.Writer, refs []string) error
 }
@@ -149,4 +151,16 @@ func (s *Server) Tag(ctx context.Context, r *imagepb.TagRequest) (*imagepb.TagRe
 		return nil, err
 	}
 	return &imagepb.TagResponse{ImageId: im.ID, Name: name}, nil
+}
+
+// Untag implements berth.v1.Images.
+func (s *Server) Untag(ctx context.Context, r *imagepb.UntagRequest) (*imagepb.UntagResponse, error) {
+	if r.GetName() == "" {
+		return nil, fmt.Errorf("untag image: name is empty: %w", pod.ErrInvalid)
+	}
+	im, name, err := s.images.Untag(ctx, r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &imagepb.UntagResponse{ImageId: im.ID, Name: name, Left: im.RepoTags}, nil
 }

@@ -854,6 +854,110 @@ func (x *TagResponse) GetName() string {
 	return ""
 }
 
+type UntagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagRequest) Reset() {
+	*x = UntagRequest{}
+	mi := &file_images_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagRequest) ProtoMessage() {}
+
+func (x *UntagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_images_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagRequest.ProtoReflect.Descriptor instead.
+func (*UntagRequest) Descriptor() ([]byte, []int) {
+	return file_images_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UntagRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type UntagResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ImageId       string                 `protobuf:"bytes,1,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // in full
+	Left          []string               `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"` // names that the image still has; none: it is removed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagResponse) Reset() {
+	*x = UntagResponse{}
+	mi := &file_images_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagResponse) ProtoMessage() {}
+
+func (x *UntagResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_images_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagResponse.ProtoReflect.Descriptor instead.
+func (*UntagResponse) Descriptor() ([]byte, []int) {
+	return file_images_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UntagResponse) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *UntagResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UntagResponse) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
 type ImportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First message only: the name of the image if the archive has one image and no name for it. Empty: it must have one.
@@ -865,7 +969,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_images_proto_msgTypes[13]
+	mi := &file_images_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +981,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_images_proto_msgTypes[13]
+	mi := &file_images_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +994,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_images_proto_rawDescGZIP(), []int{13}
+	return file_images_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImportRequest) GetName() string {
@@ -916,7 +1020,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_images_proto_msgTypes[14]
+	mi := &file_images_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1032,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_images_proto_msgTypes[14]
+	mi := &file_images_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1045,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_images_proto_rawDescGZIP(), []int{14}
+	return file_images_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImportResponse) GetImages() []*ImportedImage {
@@ -961,7 +1065,7 @@ type ImportedImage struct {
 
 func (x *ImportedImage) Reset() {
 	*x = ImportedImage{}
-	mi := &file_images_proto_msgTypes[15]
+	mi := &file_images_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1077,7 @@ func (x *ImportedImage) String() string {
 func (*ImportedImage) ProtoMessage() {}
 
 func (x *ImportedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_images_proto_msgTypes[15]
+	mi := &file_images_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1090,7 @@ func (x *ImportedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedImage.ProtoReflect.Descriptor instead.
 func (*ImportedImage) Descriptor() ([]byte, []int) {
-	return file_images_proto_rawDescGZIP(), []int{15}
+	return file_images_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ImportedImage) GetId() string {
@@ -1012,7 +1116,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_images_proto_msgTypes[16]
+	mi := &file_images_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1128,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_images_proto_msgTypes[16]
+	mi := &file_images_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1141,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_images_proto_rawDescGZIP(), []int{16}
+	return file_images_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExportRequest) GetImages() []string {
@@ -1056,7 +1160,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_images_proto_msgTypes[17]
+	mi := &file_images_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1172,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_images_proto_msgTypes[17]
+	mi := &file_images_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1185,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_images_proto_rawDescGZIP(), []int{17}
+	return file_images_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExportResponse) GetData() []byte {
@@ -1149,7 +1253,13 @@ const file_images_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"<\n" +
 	"\vTagResponse\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"7\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\"\n" +
+	"\fUntagRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"R\n" +
+	"\rUntagResponse\x12\x19\n" +
+	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04left\x18\x03 \x03(\tR\x04left\"7\n" +
 	"\rImportRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"A\n" +
@@ -1161,12 +1271,13 @@ const file_images_proto_rawDesc = "" +
 	"\rExportRequest\x12\x16\n" +
 	"\x06images\x18\x01 \x03(\tR\x06images\"$\n" +
 	"\x0eExportResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xe9\x02\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xa3\x03\n" +
 	"\x06Images\x127\n" +
 	"\x04Pull\x12\x15.berth.v1.PullRequest\x1a\x16.berth.v1.PullResponse0\x01\x12:\n" +
 	"\x05Check\x12\x16.berth.v1.CheckRequest\x1a\x17.berth.v1.CheckResponse0\x01\x128\n" +
 	"\x05Prune\x12\x16.berth.v1.PruneRequest\x1a\x17.berth.v1.PruneResponse\x122\n" +
-	"\x03Tag\x12\x14.berth.v1.TagRequest\x1a\x15.berth.v1.TagResponse\x12=\n" +
+	"\x03Tag\x12\x14.berth.v1.TagRequest\x1a\x15.berth.v1.TagResponse\x128\n" +
+	"\x05Untag\x12\x16.berth.v1.UntagRequest\x1a\x17.berth.v1.UntagResponse\x12=\n" +
 	"\x06Import\x12\x17.berth.v1.ImportRequest\x1a\x18.berth.v1.ImportResponse(\x01\x12=\n" +
 	"\x06Export\x12\x17.berth.v1.ExportRequest\x1a\x18.berth.v1.ExportResponse0\x01B6Z4github.com/berth-run/berth/internal/imageapi/imagepbb\x06proto3"
 
@@ -1182,7 +1293,7 @@ func file_images_proto_rawDescGZIP() []byte {
 	return file_images_proto_rawDescData
 }
 
-var file_images_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_images_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_images_proto_goTypes = []any{
 	(*PullRequest)(nil),    // 0: berth.v1.PullRequest
 	(*PullResponse)(nil),   // 1: berth.v1.PullResponse
@@ -1197,37 +1308,41 @@ var file_images_proto_goTypes = []any{
 	(*PrunedImage)(nil),    // 10: berth.v1.PrunedImage
 	(*TagRequest)(nil),     // 11: berth.v1.TagRequest
 	(*TagResponse)(nil),    // 12: berth.v1.TagResponse
-	(*ImportRequest)(nil),  // 13: berth.v1.ImportRequest
-	(*ImportResponse)(nil), // 14: berth.v1.ImportResponse
-	(*ImportedImage)(nil),  // 15: berth.v1.ImportedImage
-	(*ExportRequest)(nil),  // 16: berth.v1.ExportRequest
-	(*ExportResponse)(nil), // 17: berth.v1.ExportResponse
-	(*v1.ImageSpec)(nil),   // 18: runtime.v1.ImageSpec
-	(*v1.AuthConfig)(nil),  // 19: runtime.v1.AuthConfig
+	(*UntagRequest)(nil),   // 13: berth.v1.UntagRequest
+	(*UntagResponse)(nil),  // 14: berth.v1.UntagResponse
+	(*ImportRequest)(nil),  // 15: berth.v1.ImportRequest
+	(*ImportResponse)(nil), // 16: berth.v1.ImportResponse
+	(*ImportedImage)(nil),  // 17: berth.v1.ImportedImage
+	(*ExportRequest)(nil),  // 18: berth.v1.ExportRequest
+	(*ExportResponse)(nil), // 19: berth.v1.ExportResponse
+	(*v1.ImageSpec)(nil),   // 20: runtime.v1.ImageSpec
+	(*v1.AuthConfig)(nil),  // 21: runtime.v1.AuthConfig
 }
 var file_images_proto_depIdxs = []int32{
-	18, // 0: berth.v1.PullRequest.image:type_name -> runtime.v1.ImageSpec
-	19, // 1: berth.v1.PullRequest.auth:type_name -> runtime.v1.AuthConfig
+	20, // 0: berth.v1.PullRequest.image:type_name -> runtime.v1.ImageSpec
+	21, // 1: berth.v1.PullRequest.auth:type_name -> runtime.v1.AuthConfig
 	4,  // 2: berth.v1.CheckResponse.damage:type_name -> berth.v1.Damage
 	5,  // 3: berth.v1.CheckResponse.repair:type_name -> berth.v1.Repair
 	7,  // 4: berth.v1.CheckResponse.summary:type_name -> berth.v1.CheckSummary
 	6,  // 5: berth.v1.CheckResponse.progress:type_name -> berth.v1.CheckProgress
 	10, // 6: berth.v1.PruneResponse.images:type_name -> berth.v1.PrunedImage
-	15, // 7: berth.v1.ImportResponse.images:type_name -> berth.v1.ImportedImage
+	17, // 7: berth.v1.ImportResponse.images:type_name -> berth.v1.ImportedImage
 	0,  // 8: berth.v1.Images.Pull:input_type -> berth.v1.PullRequest
 	2,  // 9: berth.v1.Images.Check:input_type -> berth.v1.CheckRequest
 	8,  // 10: berth.v1.Images.Prune:input_type -> berth.v1.PruneRequest
 	11, // 11: berth.v1.Images.Tag:input_type -> berth.v1.TagRequest
-	13, // 12: berth.v1.Images.Import:input_type -> berth.v1.ImportRequest
-	16, // 13: berth.v1.Images.Export:input_type -> berth.v1.ExportRequest
-	1,  // 14: berth.v1.Images.Pull:output_type -> berth.v1.PullResponse
-	3,  // 15: berth.v1.Images.Check:output_type -> berth.v1.CheckResponse
-	9,  // 16: berth.v1.Images.Prune:output_type -> berth.v1.PruneResponse
-	12, // 17: berth.v1.Images.Tag:output_type -> berth.v1.TagResponse
-	14, // 18: berth.v1.Images.Import:output_type -> berth.v1.ImportResponse
-	17, // 19: berth.v1.Images.Export:output_type -> berth.v1.ExportResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
+	13, // 12: berth.v1.Images.Untag:input_type -> berth.v1.UntagRequest
+	15, // 13: berth.v1.Images.Import:input_type -> berth.v1.ImportRequest
+	18, // 14: berth.v1.Images.Export:input_type -> berth.v1.ExportRequest
+	1,  // 15: berth.v1.Images.Pull:output_type -> berth.v1.PullResponse
+	3,  // 16: berth.v1.Images.Check:output_type -> berth.v1.CheckResponse
+	9,  // 17: berth.v1.Images.Prune:output_type -> berth.v1.PruneResponse
+	12, // 18: berth.v1.Images.Tag:output_type -> berth.v1.TagResponse
+	14, // 19: berth.v1.Images.Untag:output_type -> berth.v1.UntagResponse
+	16, // 20: berth.v1.Images.Import:output_type -> berth.v1.ImportResponse
+	19, // 21: berth.v1.Images.Export:output_type -> berth.v1.ExportResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1250,7 +1365,7 @@ func file_images_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_images_proto_rawDesc), len(file_images_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Images_Check_FullMethodName  = "/berth.v1.Images/Check"
 	Images_Prune_FullMethodName  = "/berth.v1.Images/Prune"
 	Images_Tag_FullMethodName    = "/berth.v1.Images/Tag"
+	Images_Untag_FullMethodName  = "/berth.v1.Images/Untag"
 	Images_Import_FullMethodName = "/berth.v1.Images/Import"
 	Images_Export_FullMethodName = "/berth.v1.Images/Export"
 )
@@ -47,6 +48,9 @@ type ImagesClient interface {
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 	// Tag gives an image one more name; a name that another image had is taken from that one.
 	Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error)
+	// Untag takes a name, REPOSITORY[:TAG], from its image. With the last one the image is removed, as by the CRI's RemoveImage, which takes all names at once.
+	// NOT_FOUND: no image has it.
+	Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error)
 	// Import takes images from an archive, an OCI layout or one of `docker save`, with gzip or without.
 	Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, ImportResponse], error)
 	// Export writes images as a tar archive that is an OCI layout and that `docker load` takes too. FAILED_PRECONDITION: the compressed layers
@@ -120,6 +124,16 @@ func (c *imagesClient) Tag(ctx context.Context, in *TagRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *imagesClient) Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UntagResponse)
+	err := c.cc.Invoke(ctx, Images_Untag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *imagesClient) Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, ImportResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[2], Images_Import_FullMethodName, cOpts...)
@@ -167,6 +181,9 @@ type ImagesServer interface {
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	// Tag gives an image one more name; a name that another image had is taken from that one.
 	Tag(context.Context, *TagRequest) (*TagResponse, error)
+	// Untag takes a name, REPOSITORY[:TAG], from its image. With the last one the image is removed, as by the CRI's RemoveImage, which takes all names at once.
+	// NOT_FOUND: no image has it.
+	Untag(context.Context, *UntagRequest) (*UntagResponse, error)
 	// Import takes images from an archive, an OCI layout or one of `docker save`, with gzip or without.
 	Import(grpc.ClientStreamingServer[ImportRequest, ImportResponse]) error
 	// Export writes images as a tar archive that is an OCI layout and that `docker load` takes too. FAILED_PRECONDITION: the compressed layers
@@ -193,6 +210,9 @@ func (UnimplementedImagesServer) Prune(context.Context, *PruneRequest) (*PruneRe
 }
 func (UnimplementedImagesServer) Tag(context.Context, *TagRequest) (*TagResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Tag not implemented")
+}
+func (UnimplementedImagesServer) Untag(context.Context, *UntagRequest) (*UntagResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Untag not implemented")
 }
 func (UnimplementedImagesServer) Import(grpc.ClientStreamingServer[ImportRequest, ImportResponse]) error {
 	return status.Error(codes.Unimplemented, "method Import not implemented")
@@ -279,6 +299,24 @@ func _Images_Tag_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Untag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UntagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Untag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Untag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Untag(ctx, req.(*UntagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Images_Import_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(ImagesServer).Import(&grpc.GenericServerStream[ImportRequest, ImportResponse]{ServerStream: stream})
 }
@@ -311,6 +349,10 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Tag",
 			Handler:    _Images_Tag_Handler,
+		},
+		{
+			MethodName: "Untag",
+			Handler:    _Images_Untag_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
