@@ -38,6 +38,7 @@ type arrival struct {
 	// atEnd is called when nothing of it is under way any more.
 	atEnd    func()
 	progress *progress
+	tries    *tries
 
 	mu       sync.Mutex
 	here     int64
@@ -48,8 +49,8 @@ type arrival struct {
 	news     chan struct{}
 }
 
-func (s *Store) newArrival(desc ocispec.Descriptor, p *progress) *arrival {
-	return &arrival{s: s, desc: desc, progress: p, begun: make(chan struct{}), ended: make(chan struct{}), news: make(chan struct{})}
+func (s *Store) newArrival(desc ocispec.Descriptor, p *progress, t *tries) *arrival {
+	return &arrival{s: s, desc: desc, progress: p, tries: t, begun: make(chan struct{}), ended: make(chan struct{}), news: make(chan struct{})}
 }
 
 // open begins the layer's file, or goes on with that of an earlier try. One that is whole and wrong was being given back when an earlier
@@ -88,7 +89,7 @@ func (a *arrival) Write(b []byte) (int, error) {
 		return 0, fmt.Errorf("more than %d bytes: %w", a.desc.Size, errdefs.ErrFailedPrecondition)
 	}
 	n, err := a.w.Write(b)
-	a.progress.bytes.Add(int64(n))
+	a.progress.came(a.tries, int64(n))
 	a.mu.Lock()
 	a.here += int64(n)
 	a.tell()

@@ -69,11 +69,11 @@ func (p *puller) blobAfter(ctx context.Context, desc ocispec.Descriptor, t *trie
 	if t.found = here; here || err != nil {
 		return err
 	}
-	return p.connected(ctx, desc, func() error { return p.download(ctx, desc, t) })
+	return p.connected(ctx, func() error { return p.download(ctx, desc, t) })
 }
 
 // connected has fetch done when it is a blob's turn to come over the network.
-func (p *puller) connected(ctx context.Context, desc ocispec.Descriptor, fetch func() error) error {
+func (p *puller) connected(ctx context.Context, fetch func() error) error {
 	if p.session == nil {
 		return fmt.Errorf("it is not in the archive: %w", ErrCorrupt)
 	}
@@ -85,7 +85,6 @@ func (p *puller) connected(ctx context.Context, desc ocispec.Descriptor, fetch f
 		return err
 	}
 	defer p.s.downloads.Release(1)
-	p.progress.total.Add(desc.Size)
 	return fetch()
 }
 
@@ -112,6 +111,8 @@ type tries struct {
 	wrong  bool // what came had not its digest
 	anew   int  // how often the registry had not what is missing alone
 	found  bool // it was here already
+	// came is how many bytes the network has brought, due how many of the pull's total are the blob's.
+	came, due int64
 }
 
 // errAfresh: the next try begins at the blob's start.
@@ -120,7 +121,7 @@ var errAfresh = errors.New("begins at its start again")
 // download fetches a blob, and forgets what came of it where that is of no use.
 func (p *puller) download(ctx context.Context, desc ocispec.Descriptor, t *tries) error {
 	for {
-		err := p.try(ctx, desc, t, func() (int64, error) { return p.attempt(ctx, desc) })
+		err := p.try(ctx, desc, t, func() (int64, error) { return p.attempt(ctx, desc, t) })
 		afresh := errors.Is(err, errAfresh)
 		if !afresh && !errors.Is(err, ErrCorrupt) {
 			return err
@@ -187,9 +188,10 @@ func (p *puller) drop(ctx context.Context, desc ocispec.Descriptor) error {
 func ingest(desc ocispec.Descriptor) string { return "blob-" + desc.Digest.String() }
 
 // attempt fetches what is missing and returns how many bytes that were.
-func (p *puller) attempt(ctx context.Context, desc ocispec.Descriptor) (int64, error) {
+func (p *puller) attempt(ctx context.Context, desc ocispec.Descriptor, t *tries) (int64, error) {
 	w, err := content.OpenWriter(ctx, p.s.content, content.WithRef(ingest(desc)), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
+		p.progress.expect(t, 0)
 		return 0, nil
 	} else if err != nil {
 		return 0, err
@@ -202,26 +204,26 @@ func (p *puller) attempt(ctx context.Context, desc ocispec.Descriptor) (int64, e
 	if before.Offset > desc.Size {
 		return 0, fmt.Errorf("%d bytes of %d: %w", before.Offset, desc.Size, errdefs.ErrFailedPrecondition)
 	}
+	p.progress.expect(t, desc.Size-before.Offset)
 	r, err := p.session.FetchParts(ctx, desc, p.s.cfg.LayerConnections, p.session.Share(p.s.downloads))
 	if err != nil {
 		return 0, err
 	}
 	defer r.Close()
-	counted := &counter{ReadSeekCloser: r, progress: p.progress}
-	err = content.Copy(ctx, w, counted, desc.Size, desc.Digest)
-	return counted.n, err
+	earlier := t.came
+	err = content.Copy(ctx, w, &counter{r, p.progress, t}, desc.Size, desc.Digest)
+	return t.came - earlier, err
 }
 
 // counter counts what comes over the network.
 type counter struct {
 	io.ReadSeekCloser
-	n        int64
 	progress *progress
+	t        *tries
 }
 
 func (c *counter) Read(b []byte) (int, error) {
 	n, err := c.ReadSeekCloser.Read(b)
-	c.n += int64(n)
-	c.progress.bytes.Add(int64(n))
+	c.progress.came(c.t, int64(n))
 	return n, err
 }

@@ -56,6 +56,19 @@ type progress struct {
 
 func (p *progress) at(stage string) { p.stage.Store(&stage) }
 
+// expect says how much of a blob is still to come. What is here of it from an earlier pull is nobody's to wait for; what comes twice is.
+func (p *progress) expect(t *tries, left int64) {
+	due := t.came + left
+	p.total.Add(due - t.due)
+	t.due = due
+}
+
+// came says how much of a blob the network has brought.
+func (p *progress) came(t *tries, n int64) {
+	t.came += n
+	p.bytes.Add(n)
+}
+
 func (p *progress) read() Progress {
 	out := Progress{Bytes: p.bytes.Load(), Total: p.total.Load(), Unpacked: int(p.unpacked.Load()), Layers: int(p.layers.Load())}
 	if s := p.stage.Load(); s != nil {

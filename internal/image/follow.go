@@ -31,7 +31,7 @@ func (u *unpacking) follow(ctx context.Context, i int, t *tries) (done bool, err
 	if err := u.s.locks.Lock(ctx, key); err != nil {
 		return false, err
 	}
-	a := u.s.newArrival(desc, u.progress)
+	a := u.s.newArrival(desc, u.progress, t)
 	a.atEnd = func() { u.s.locks.Unlock(key) }
 	if here, err := u.here(ctx, desc); here || err != nil {
 		return false, errors.Join(err, a.close(ctx, true))
@@ -57,9 +57,6 @@ func (u *unpacking) follow(ctx context.Context, i int, t *tries) (done bool, err
 	// Nothing is kept of what begins at its start again, of what is whole and no layer, and on a full disk.
 	useless := errors.Is(a.err, errAfresh) || outOfSpace(err) || a.err == nil && (errors.Is(err, layer.ErrCorrupt) || errors.Is(err, ErrCorrupt))
 	again := errors.Is(a.err, errAfresh) || errors.Is(err, layer.ErrTooManyFiles)
-	if again {
-		u.progress.total.Add(-desc.Size)
-	}
 	if cerr := a.close(ctx, !useless); cerr != nil || !again {
 		return false, errors.Join(err, cerr)
 	}
@@ -101,12 +98,13 @@ func (u *unpacking) arrived(ctx context.Context, i int) error {
 
 // receive has a layer come.
 func (u *unpacking) receive(ctx context.Context, a *arrival, t *tries) error {
-	return u.connected(ctx, a.desc, func() error {
+	return u.connected(ctx, func() error {
 		if err := a.open(ctx); errdefs.IsAlreadyExists(err) {
 			return fmt.Errorf("%w: %w", errAfresh, err)
 		} else if err != nil {
 			return err
 		}
+		u.progress.expect(t, a.desc.Size-a.here)
 		return u.try(ctx, a.desc, t, func() (int64, error) {
 			before := a.here
 			err := u.receiveRest(ctx, a)
