@@ -38,16 +38,20 @@ func (s Stat) Ended() bool { return (s.State == 'Z' || s.State == 'X') && s.Thre
 
 // ReadStat reads /proc/PID/stat; fs.ErrNotExist if there is no such process. It allocates nothing that stays.
 func ReadStat(pid int) (Stat, error) {
-	var buffer [1024]byte // the kernel writes less than 500 bytes
-	n, err := readSmall("/proc/"+strconv.Itoa(pid)+"/stat", buffer[:])
-	if err != nil {
-		return Stat{}, fmt.Errorf("read stat of process %d: %w", pid, err)
-	}
-	stat, err := parseStat(buffer[:n])
+	stat, err := readStat("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return Stat{}, fmt.Errorf("read stat of process %d: %w", pid, err)
 	}
 	return stat, nil
+}
+
+func readStat(name string) (Stat, error) {
+	var buffer [1024]byte // the kernel writes less than 500 bytes
+	n, err := readSmall(name, buffer[:])
+	if err != nil {
+		return Stat{}, err
+	}
+	return parseStat(buffer[:n])
 }
 
 // readSmall fills buffer from the file's start.
@@ -111,37 +115,6 @@ func parseStat(data []byte) (Stat, error) {
 func Is(pid int, startTime uint64) bool {
 	stat, err := ReadStat(pid)
 	return err == nil && stat.StartTime == startTime && !stat.Ended()
-}
-
-// Children returns the pids of the process's children, those of all its threads. A process that is gone
-// has none.
-func Children(pid int) ([]int, error) {
-	base := "/proc/" + strconv.Itoa(pid) + "/task"
-	threads, err := os.ReadDir(base)
-	if gone(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list threads of process %d: %w", pid, err)
-	}
-	var children []int
-	for _, thread := range threads {
-		data, err := os.ReadFile(base + "/" + thread.Name() + "/children")
-		if gone(err) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list children of process %d: %w", pid, err)
-		}
-		for _, field := range strings.Fields(string(data)) {
-			child, err := strconv.Atoi(field)
-			if err != nil {
-				return nil, fmt.Errorf("list children of process %d: %w", pid, err)
-			}
-			children = append(children, child)
-		}
-	}
-	return children, nil
 }
 
 func gone(err error) bool {
