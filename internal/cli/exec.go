@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,13 +101,10 @@ func userStreams(cmd *cobra.Command, stdin, tty bool) remotecommand.StreamOption
 		o.Stderr = cmd.ErrOrStderr()
 	}
 	if stdin {
-		o.Stdin = onlyReader{cmd.InOrStdin()}
+		o.Stdin = cmd.InOrStdin()
 	}
 	return o
 }
-
-// onlyReader hides all else that a reader can do: a copy from a terminal is to read, nothing else.
-type onlyReader struct{ io.Reader }
 
 func (c *CLI) execSync(cmd *cobra.Command, client *criclient.Client, o criclient.Object, command []string) error {
 	ctx, cancel := context.WithCancel(cmd.Context())

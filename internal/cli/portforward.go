@@ -78,6 +78,7 @@ func (c *CLI) portForward(cmd *cobra.Command, word string, addresses, words []st
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	listenToAsides(func(text string, err error) { c.warn("%s: %v", strings.ToLower(text[:1])+text[1:], err) })
 	end := context.AfterFunc(ctx, func() { close(stop) })
 	defer end()
 	if err := forwarder.ForwardPorts(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -52,8 +53,8 @@ func (s *streamFlags) config() *rest.Config {
 	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAFile: s.ca, CertFile: s.cert, KeyFile: s.key}}
 }
 
-// executor brings the streams of an exec or an attach to a URL.
-func (s *streamFlags) executor(at string) (remotecommand.Executor, error) {
+// executor brings the streams of an exec or an attach to a URL. It notes in e how that ended; with WebSocket the library itself sees a loss.
+func (s *streamFlags) executor(at string, e *ending) (remotecommand.Executor, error) {
 	u, err := url.Parse(at)
 	if err != nil {
 		return nil, fmt.Errorf("the runtime's answer: %w", err)
@@ -61,7 +62,12 @@ func (s *streamFlags) executor(at string) (remotecommand.Executor, error) {
 	if s.transport == overWebSocket {
 		return remotecommand.NewWebSocketExecutor(s.config(), http.MethodGet, at)
 	}
-	return remotecommand.NewSPDYExecutor(s.config(), http.MethodPost, u)
+	transport, upgrader, err := spdy.RoundTripperFor(s.config())
+	if err != nil {
+		return nil, err
+	}
+	e.Upgrader = upgrader
+	return remotecommand.NewSPDYExecutorForTransports(transport, e, http.MethodPost, u)
 }
 
 // forwarder brings the connections of a port-forward to a URL.
@@ -147,9 +153,21 @@ func (q *sizeQueue) stop() {
 
 // session runs an exec or an attach: o has the wanted streams. It returns an exitCode for a command that ends with one.
 func (s *streamFlags) session(ctx context.Context, cmd *cobra.Command, at string, o remotecommand.StreamOptions) error {
-	executor, err := s.executor(at)
+	var e ending
+	executor, err := s.executor(at, &e)
 	if err != nil {
 		return err
+	}
+	listenToAsides(func(string, error) {}) // all that it tells of ends the session, or has ended it
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, w := range []*io.Writer{&o.Stdout, &o.Stderr} {
+		if *w != nil {
+			*w = outlet{to: *w, fail: cancel}
+		}
+	}
+	if o.Stdin != nil {
+		o.Stdin = inlet{from: o.Stdin, fail: cancel}
 	}
 	if t := userTerminal(cmd); o.Tty && t != nil {
 		if o.Stdin != nil {
@@ -164,6 +182,16 @@ func (s *streamFlags) session(ctx context.Context, cmd *cobra.Command, at string
 		o.TerminalSizeQueue = sizes
 	}
 	err = executor.StreamWithContext(ctx, o)
+	var lost lostData
+	if errors.As(context.Cause(ctx), &lost) {
+		return lost
+	}
+	if err == nil && e.lost() {
+		return errLost
+	}
+	if err != nil && strings.HasPrefix(err.Error(), "error reading from error stream") {
+		return fmt.Errorf("%w (%w)", errLost, err)
+	}
 	var exit utilexec.ExitError
 	if errors.As(err, &exit) && exit.Exited() {
 		return exitCode(exit.ExitStatus())

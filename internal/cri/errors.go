@@ -62,6 +62,9 @@ func Status(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
+	if errors.Is(err, pod.ErrInFlight) && errors.Is(err, context.Canceled) { // the caller has left: this is for the log alone
+		return status.Error(codes.Canceled, err.Error())
+	}
 	for _, c := range classes {
 		if errors.Is(err, c.err) {
 			return status.Error(c.code, prefix(err)+err.Error())

@@ -6,12 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -60,6 +62,10 @@ func (d *Doctor) checkSocket(ctx context.Context, r report) {
 			fix = func() error { return os.Chmod(path, 0o660) }
 	}
 	client, err := d.Connect(ctx)
+	if errors.Is(err, fs.ErrPermission) {
+		r.fail("run this as root, or as somebody in the socket's group", "you may not use the socket %s", path)
+		return
+	}
 	if err != nil {
 		r.fail("start the daemon, or restart it if it runs: its log says why it does not serve", "nobody answers at %s: %v", path, err)
 		return
@@ -67,7 +73,7 @@ func (d *Doctor) checkSocket(ctx context.Context, r report) {
 	version, err := client.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
 		r.fail("see the daemon's log (`journalctl -u berth`); SIGQUIT makes it write what it is doing, systemd then starts it again, and pods stay",
-			"the daemon at %s does not answer: %v", path, status.Convert(err).Message())
+			"the daemon at %s does not answer%s", path, silence(err))
 		return
 	}
 	d.client = client
@@ -76,6 +82,14 @@ func (d *Doctor) checkSocket(ctx context.Context, r report) {
 		return
 	}
 	r.ok("Berth %s serves CRI %s at %s", version.GetRuntimeVersion(), version.GetRuntimeApiVersion(), path)
+}
+
+// silence words why an answer is missing.
+func silence(err error) string {
+	if status.Code(err) == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf(" within %s: it hangs, or is stopped", checkTime)
+	}
+	return ": " + status.Convert(err).Message()
 }
 
 func (d *Doctor) checkStatus(ctx context.Context, r report) {

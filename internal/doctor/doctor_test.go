@@ -224,7 +224,12 @@ var broken = map[string]struct {
 			return nil, errors.New("connection refused")
 		}
 	}, "socket", Fail, "connection refused"},
-	"daemon hangs":      {func(m *machine) { m.daemon.mute = context.DeadlineExceeded }, "socket", Fail, "does not answer"},
+	"daemon hangs": {func(m *machine) { m.daemon.mute = context.DeadlineExceeded }, "socket", Fail, "does not answer within 20s"},
+	"not allowed": {func(m *machine) {
+		m.Connect = func(context.Context) (runtimeapi.RuntimeServiceClient, error) {
+			return nil, fmt.Errorf("connect: %w", os.ErrPermission)
+		}
+	}, "socket", Fail, "you may not use the socket"},
 	"another runtime":   {func(m *machine) { m.daemon.name = "containerd" }, "socket", Fail, "containerd"},
 	"network not ready": {func(m *machine) { c := m.daemon.status.Status.Conditions[1]; c.Status, c.Message = false, "no conf" }, "status", Fail, "no conf"},
 	"an operation hangs": {func(m *machine) {

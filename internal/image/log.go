@@ -47,6 +47,9 @@ func (translator) Write(line []byte) (int, error) {
 	if l, _ := fields["level"].(string); l == "error" || l == "fatal" || l == "panic" {
 		level = slog.LevelWarn
 	}
+	if text == "ttrpc: received message on inactive stream" { // whose reader has left: an exec that was cut off, say
+		level = slog.LevelDebug
+	}
 	var attrs []slog.Attr
 	for k, v := range fields {
 		switch k {

@@ -55,6 +55,17 @@ func TestCommandLineStreams(t *testing.T) {
 		equal(t, transport+": exec's output", out.String(), "from here\n")
 		equal(t, transport+": exec's error output", errOut.String(), "bad\n")
 
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		errOut.Reset()
+		cmd = berth(k, "exec", "--transport", transport, c.ID, "yes") // which would not end by itself
+		cmd.Stdout, cmd.Stderr = full, &errOut
+		equal(t, transport+": exec's code when its output is lost", exitCodeOf(cmd.Run()), 1)
+		contains(t, transport+": exec's output is lost", errOut.String(), "write /dev/stdout: no space left on device")
+		full.Close()
+
 		cmd = berth(k, "attach", "--transport", transport, "-i", c.ID)
 		in, err := cmd.StdinPipe()
 		if err != nil {
@@ -91,6 +102,38 @@ func TestCommandLineStreams(t *testing.T) {
 		conn.Close()
 		cmd.Process.Signal(syscall.SIGINT)
 		cmd.Wait()
+	}
+}
+
+// A success would have a script go on with half of what it wanted.
+func TestASessionWhoseDaemonIsGoneIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	c := k.RunPod(k.PodConfig("cut")).Start(k.Forever("main"))
+	type session struct {
+		cmd      *exec.Cmd
+		out, err buffer
+	}
+	var all []*session
+	for _, transport := range []string{"spdy", "websocket"} {
+		s := &session{cmd: berth(k, "exec", "--transport", transport, c.ID, "sh", "-c", "echo on; sleep 1000")}
+		s.cmd.Stdout, s.cmd.Stderr = &s.out, &s.err
+		if err := s.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		s.out.await(t, "on\n")
+		all = append(all, s)
+	}
+	if err := k.D.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		equal(t, "exit code of "+strings.Join(s.cmd.Args, " "), exitCodeOf(s.cmd.Wait()), 1)
+		contains(t, "error", s.err.String(), "the connection to the daemon was lost")
+	}
+	if err := k.D.Launch(k.Ctx()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 
 	"google.golang.org/grpc/codes"
@@ -67,7 +68,7 @@ func (c *Client) Error(op string, err error) error {
 	text := s.Message()
 	switch s.Code() {
 	case codes.DeadlineExceeded:
-		if text == "context deadline exceeded" {
+		if strings.HasPrefix(text, "context deadline exceeded") { // and, where the daemon took the connection but said nothing yet, gRPC's words on that
 			text = "no answer in time: berth at " + c.Socket + " is busy or hangs; --timeout waits longer"
 		}
 	case codes.Unavailable:

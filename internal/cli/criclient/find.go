@@ -99,7 +99,7 @@ func (l Lists) Find(word string, k Kinds) (Object, error) {
 		case len(found) == 1:
 			return found[0], nil
 		case len(found) > 1:
-			return Object{}, ambiguous(word, found)
+			return Object{}, l.ambiguous(word, found)
 		}
 	}
 	return Object{}, fmt.Errorf("%s %q: %w", k, word, ErrNotFound)
@@ -173,10 +173,16 @@ func newest(found []Object) []Object {
 
 func created(o Object) int64 { return max(o.Pod.GetCreatedAt(), o.Container.GetCreatedAt()) }
 
-func ambiguous(word string, found []Object) error {
+// ambiguous names what was found in words that find it.
+func (l Lists) ambiguous(word string, found []Object) error {
 	names := make([]string, 0, len(found))
 	for _, o := range found[:min(len(found), 5)] {
-		names = append(names, o.String())
+		if m := o.Pod.GetMetadata(); o.Pod != nil {
+			names = append(names, fmt.Sprintf("pod %s/%s (%s)", m.GetNamespace(), m.GetName(), Short(o.ID())))
+			continue
+		}
+		pod := l.Pod(o.Container.GetPodSandboxId()).GetMetadata()
+		names = append(names, fmt.Sprintf("container %s/%s (%s)", pod.GetName(), o.Container.GetMetadata().GetName(), Short(o.ID())))
 	}
 	if len(found) > len(names) {
 		names = append(names, fmt.Sprintf("%d more", len(found)-len(names)))

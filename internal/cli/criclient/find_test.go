@@ -44,11 +44,11 @@ func TestFind(t *testing.T) {
 		{"cc11", both, "cc11"},                        // an older one by its ID
 		{"default/web", both, "aa11"},                 // NAMESPACE/NAME
 		{"web/side", both, `"web/side" is ambiguous`}, // POD/NAME, but two pods are called web
-		{"web", both, `"web" is ambiguous: pod web (aa11), pod web (bb44)`},
-		{"side", both, `"side" is ambiguous: container side (cc33), container side (cc44)`},
+		{"web", both, `"web" is ambiguous: pod default/web (aa11), pod test/web (bb44)`},
+		{"side", both, `"side" is ambiguous: container web/side (cc33), container web/side (cc44)`},
 		{"bb", both, "bb44"}, // the beginning of an ID
 		{"dd", both, "dd"},   // a whole ID that another begins with
-		{"aa", both, `"aa" is ambiguous: pod web (aa11), pod db (aa22), pod db (aa33)`},
+		{"aa", both, `"aa" is ambiguous: pod default/web (aa11), pod default/db (aa22), pod default/db (aa33)`},
 		{"web", Kinds{Containers: true}, `container "web": not found`},
 		{"cc", Kinds{Pods: true}, `pod "cc": not found`},
 		{"", both, "an empty name names nothing"},
