@@ -48,6 +48,7 @@ var classes = []struct {
 	{stream.ErrBusy, codes.ResourceExhausted},
 	{runtime.ErrShimGone, codes.Unavailable},
 	{runtime.ErrUnsupported, codes.Unimplemented},
+	{runtime.ErrState, codes.FailedPrecondition},
 	{nri.ErrRequired, codes.Unavailable},
 	{nri.ErrRefused, codes.FailedPrecondition},
 	{context.Canceled, codes.Canceled},

@@ -28,13 +28,33 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	}
 	process, err := c.execProcess(cmd, false, runtime.Size{})
 	if err != nil {
-		return runtime.ExecResult{}, err
+		return runtime.ExecResult{}, c.useFailed(err)
 	}
 	result, err := shim.ExecSync(ctx, c.ID, runtime.ExecRequest{ID: newID(), Process: process, Timeout: timeout, Limit: m.cfg.ExecOutputLimit})
 	if err != nil {
-		return result, fmt.Errorf("%s: exec %q: %w", c, cmd[0], err)
+		return result, c.useFailed(fmt.Errorf("%s: exec %q: %w", c, cmd[0], err))
 	}
 	return result, nil
+}
+
+// useFailed adds what has become of the container meanwhile to the error of what needs a running one: whatever has failed first then, it was
+// no fault of the request.
+func (c *Container) useFailed(err error) error {
+	for _, other := range []error{ErrInvalid, runtime.ErrExecTimeout, runtime.ErrClientGone, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, other) {
+			return err
+		}
+	}
+	state := c.Status().State
+	switch {
+	case c.isRemoved():
+		return fmt.Errorf("%w: the container was removed meanwhile: %w", err, ErrNotFound)
+	case state != runtimeapi.ContainerState_CONTAINER_RUNNING:
+		return fmt.Errorf("%w: the container is not running any more but %s: %w", err, stateName(state), ErrState)
+	case errors.Is(err, runtime.ErrState), errors.Is(err, runtime.ErrNotFound): // the shim knows first
+		return fmt.Errorf("%w: %w", err, ErrState)
+	}
+	return err
 }
 
 // execProcess is what runs cmd as the container's own process would run.
@@ -174,7 +194,7 @@ func (c *Container) applyResources(ctx context.Context, oci []byte, want *runtim
 		return nil, fmt.Errorf("%s: update resources: the pod's shim is gone: %w", c, ErrUnavailable)
 	}
 	if err := shim.Update(ctx, c.ID, oci); err != nil {
-		return nil, fmt.Errorf("%s: update resources: %w", c, err)
+		return nil, c.useFailed(fmt.Errorf("%s: update resources: %w", c, err))
 	}
 	path := c.sandbox.cgroupsPath(c.ID)
 	if want.GetOomScoreAdj() != c.Status().Resources.GetOomScoreAdj() { // the OCI runtime sets it at the start only

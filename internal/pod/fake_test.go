@@ -384,6 +384,8 @@ type fakeShim struct {
 	tasks map[string]*fakeTask
 	// silent, where set, is closed when the shim answers again.
 	silent chan struct{}
+	// exec, if set, is what an exec comes to.
+	exec func() error
 }
 
 type fakeTask struct {
@@ -528,10 +530,16 @@ func (v shimView) Update(context.Context, string, []byte) error { return nil }
 func (v shimView) ReopenLog(context.Context, string) error      { return nil }
 func (v shimView) Close() error                                 { return nil }
 func (v shimView) ExecSync(context.Context, string, runtime.ExecRequest) (runtime.ExecResult, error) {
+	if v.s.exec != nil {
+		return runtime.ExecResult{}, v.s.exec()
+	}
 	return runtime.ExecResult{ExitCode: 3}, nil
 }
 
 func (v shimView) Exec(_ context.Context, _ string, _ []byte, s runtime.Session) (int, error) {
+	if v.s.exec != nil {
+		return 0, v.s.exec()
+	}
 	_, err := io.Copy(s.Stdout, s.Stdin)
 	return 3, err
 }

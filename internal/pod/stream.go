@@ -43,11 +43,11 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, session run
 	}
 	process, err := c.execProcess(cmd, session.TTY, size)
 	if err != nil {
-		return 0, err
+		return 0, c.useFailed(err)
 	}
 	code, err := shim.Exec(ctx, c.ID, process, session)
 	if err != nil {
-		return 0, fmt.Errorf("%s: exec %q: %w", c, cmd[0], err)
+		return 0, c.useFailed(fmt.Errorf("%s: exec %q: %w", c, cmd[0], err))
 	}
 	return code, nil
 }
@@ -87,7 +87,7 @@ func (m *Manager) Attach(ctx context.Context, id string, session runtime.Session
 	}
 	session.TTY = c.Config.GetTty()
 	if err := shim.Attach(ctx, c.ID, session, !c.Config.GetStdinOnce()); err != nil {
-		return fmt.Errorf("%s: attach: %w", c, err)
+		return c.useFailed(fmt.Errorf("%s: attach: %w", c, err))
 	}
 	return nil
 }

@@ -80,6 +80,9 @@ func (t *task) startExec(req *wire.ExecRequest, waiting *streams) (int, error) {
 func (t *task) runExec(e *exec, process []byte) (int, error) {
 	if err := t.launchExec(e, process); err != nil {
 		e.process.closeStreams()
+		if rpc.CodeOf(err) == rpc.Unknown && t.init.ending() {
+			err = rpc.Errorf(rpc.FailedPrecondition, "exec in container %s: it has just ended: %v", t.id, err)
+		}
 		return 0, err
 	}
 	if t.options.Native {

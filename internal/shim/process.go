@@ -171,6 +171,24 @@ func (p *process) ended() bool {
 	}
 }
 
+// ending tells that the process has ended, if perhaps nobody has heard of it yet, or is about to: its PID namespace takes no new
+// processes then, and those in it are killed before it is gone itself.
+func (p *process) ending() bool {
+	p.mu.Lock()
+	child := p.child
+	p.mu.Unlock()
+	if child == nil {
+		return p.ended()
+	}
+	stat, err := proc.ReadStat(child.PID)
+	select {
+	case <-child.Done(): // the pid may be another's by now
+		return true
+	default:
+		return err != nil || stat.Ending || stat.Ended()
+	}
+}
+
 // finish publishes the exit.
 func (p *process) finish(exit exitStatus) {
 	p.mu.Lock()

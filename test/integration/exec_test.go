@@ -126,6 +126,32 @@ func TestExecSyncErrorsNameTheCause(t *testing.T) {
 	equal(t, "the next exec", c.Exec("echo fine"), "fine")
 }
 
+// TestExecSyncMeetsTheEndOfItsContainer ends and removes containers while commands are started in them.
+func TestExecSyncMeetsTheEndOfItsContainer(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	p := k.RunPod(k.PodConfig("ending"))
+	for round := range 8 {
+		c := p.Start(k.Forever(fmt.Sprintf("c%d", round)))
+		var execs sync.WaitGroup
+		for i := range 4 {
+			execs.Go(func() {
+				time.Sleep(time.Duration(i) * 5 * time.Millisecond)
+				if _, err := c.ExecSync(10, "true"); err != nil {
+					wantError(t, err, []codes.Code{codes.FailedPrecondition, codes.NotFound}, c.ID)
+				}
+			})
+		}
+		time.Sleep(time.Duration(round) * 3 * time.Millisecond)
+		if round%2 == 0 {
+			c.Stop(0)
+		}
+		c.Remove()
+		execs.Wait()
+	}
+}
+
 func TestManyExecsAtOnceDoNotMix(t *testing.T) {
 	t.Parallel()
 	k := node(t, daemon.Spec{})

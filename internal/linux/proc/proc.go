@@ -30,7 +30,11 @@ type Stat struct {
 	// StartTime is field 22: clock ticks from boot to the start of the process. With the pid it names
 	// a process for as long as the machine runs.
 	StartTime uint64
+	// Ending tells that the process, or at least its first thread, exits (PF_EXITING in field 9) or has a SIGKILL to take (field 31).
+	Ending bool
 }
+
+const flagExiting = 0x4 // PF_EXITING
 
 // Ended tells that the process only waits to be reaped, if that. The state alone does not say so: it is that of
 // the first thread, and a zombie while the others go on where that one ended before them.
@@ -96,15 +100,23 @@ func parseStat(data []byte) (Stat, error) {
 			stat.Group, err = strconv.Atoi(string(field))
 		case 6:
 			stat.Session, err = strconv.Atoi(string(field))
+		case 9:
+			var flags uint64
+			flags, err = strconv.ParseUint(string(field), 10, 64)
+			stat.Ending = flags&flagExiting != 0
 		case 20:
 			stat.Threads, err = strconv.Atoi(string(field))
 		case 22:
 			stat.StartTime, err = strconv.ParseUint(string(field), 10, 64)
+		case 31:
+			var pending uint64
+			pending, err = strconv.ParseUint(string(field), 10, 64)
+			stat.Ending = stat.Ending || pending&(1<<(syscall.SIGKILL-1)) != 0
 		}
 		if err != nil {
 			return Stat{}, fmt.Errorf("field %d: %w", number, err)
 		}
-		if number++; number > 22 {
+		if number++; number > 31 {
 			return stat, nil
 		}
 	}

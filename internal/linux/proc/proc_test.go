@@ -39,7 +39,7 @@ func TestReadStatOfSelf(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
-	tail := " S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 4711 100 200\n"
+	tail := " S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 4711 100 200 18446744073709551615 1 1 0 0 0 256 0\n"
 	for name, want := range map[string]string{
 		"12 (sleep)" + tail:      "sleep",
 		"12 (a) R 1 (b)" + tail:  "a) R 1 (b",
@@ -51,7 +51,7 @@ func TestParseStat(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 			continue
 		}
-		if want := (Stat{12, want, 'S', 7, 8, 9, 3, 4711}); stat != want {
+		if want := (Stat{12, want, 'S', 7, 8, 9, 3, 4711, true}); stat != want {
 			t.Errorf("%q: %+v", name, stat)
 		}
 	}
