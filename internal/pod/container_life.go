@@ -179,7 +179,7 @@ func (c *Container) abandon(ctx context.Context) error {
 }
 
 func (c *Container) erase() error {
-	if err := c.strike(); err != nil {
+	if err := c.strike(func() error { return nil }); err != nil {
 		return err
 	}
 	c.forget()

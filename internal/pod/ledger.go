@@ -75,11 +75,15 @@ func (l *ledger[R, P]) isRemoved() bool {
 	return l.removed
 }
 
-// strike removes the record, for good: whoever still works on the object, as a checkpoint may, cannot write it again.
-func (l *ledger[R, P]) strike() error {
+// strike removes the record, and what goes with it, for good: whoever still works on the object, as a checkpoint may, or learns of its shim's end, cannot write it again.
+// When that fails, the object stays.
+func (l *ledger[R, P]) strike(rest func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := record.Remove(l.path); err != nil {
+		return err
+	}
+	if err := rest(); err != nil {
 		return err
 	}
 	l.removed = true

@@ -20,7 +20,6 @@ import (
 	"github.com/berth-run/berth/internal/linux/mount"
 	"github.com/berth-run/berth/internal/network"
 	"github.com/berth-run/berth/internal/nri"
-	"github.com/berth-run/berth/internal/record"
 	"github.com/berth-run/berth/internal/runtime"
 )
 
@@ -179,10 +178,7 @@ func (s *Sandbox) addresses() (ips []netip.Addr) {
 
 // erase removes record and object; the sandbox holds nothing any more.
 func (s *Sandbox) erase() error {
-	if err := record.Remove(s.paths.record); err != nil {
-		return err
-	}
-	if err := mount.RemoveAll(s.paths.dir); err != nil {
+	if err := s.strike(func() error { return mount.RemoveAll(s.paths.dir) }); err != nil {
 		return err
 	}
 	s.forget()
@@ -359,7 +355,11 @@ func (s *Sandbox) lost(why string) {
 		return
 	}
 	s.log.Error("sandbox is lost", "why", why)
-	s.learn(func(r *sandboxRecord) { r.StoppedAt, r.Why = now(), why })
+	s.learn(func(r *sandboxRecord) {
+		if r.StoppedAt == 0 { // it may have been stopped since
+			r.StoppedAt, r.Why = now(), why
+		}
+	})
 	s.m.ended(s.ID)
 }
 
