@@ -7,6 +7,7 @@
 //	go run ./test/bench                      # all parts, two rounds, about 15 minutes
 //	go run ./test/bench -quick -parts life   # a first look
 //	go run ./test/bench -parts pull,cold -huge
+//	go run ./test/bench -parts pull -shapes blobs
 //	go run ./test/bench -parts density -pods 300 -rounds 1
 //	go run ./test/bench -socket /run/x.sock  # any other runtime, without CPU and memory
 //	go run ./test/bench -runtimes berth:/usr/bin/crun,containerd  # with another OCI runtime than bin/runc
@@ -42,8 +43,8 @@ type plan struct {
 	sequential, parallel, dense, execs, pulls int
 	// shrink divides the size of the images to pull.
 	shrink int
-	// huge adds a pull of one layer of 2 GB.
-	huge bool
+	// shapes are those of the images to pull.
+	shapes []string
 	// oci are the OCI runtimes of the kinds whose name has one: "berth:crun".
 	oci    map[daemon.Kind]string
 	bin    string
@@ -62,14 +63,18 @@ func main() {
 	flag.IntVar(&p.sequential, "n", p.sequential, "pods one after another")
 	flag.IntVar(&p.parallel, "pods", p.parallel, "pods side by side, and at rest")
 	flag.IntVar(&p.pulls, "pulls", p.pulls, "pulls of each shape of image, and cold starts, in a turn, each of a new image")
-	flag.BoolVar(&p.huge, "huge", false, "pull one layer of 2 GB, too: wants 12 GB of memory and 10 GB of disk")
+	shapes := flag.String("shapes", "files,blobs,many", "which images the part pull has: many small files, large ones, many layers")
+	huge := flag.Bool("huge", false, "pull one layer of 2 GB, too: wants 12 GB of memory and 10 GB of disk")
 	flag.StringVar(&p.socket, "socket", "", "measure the runtime that serves this socket instead of starting any")
 	flag.Parse()
 	p.dense = p.parallel
 	if *quick {
 		p.rounds, p.sequential, p.parallel, p.dense, p.execs, p.pulls, p.shrink = 1, 8, 12, 12, 10, 1, 10
 	}
-	p.parts = strings.Split(*parts, ",")
+	p.parts, p.shapes = strings.Split(*parts, ","), strings.Split(*shapes, ",")
+	if *huge {
+		p.shapes = append(p.shapes, "huge")
+	}
 	p.oci = map[daemon.Kind]string{}
 	for k := range strings.SplitSeq(*kinds, ",") {
 		if name, path, ok := strings.Cut(k, ":"); ok {

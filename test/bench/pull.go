@@ -52,10 +52,7 @@ func shapes(p plan) []shape {
 		{repo: "huge", layers: 1, files: 2048 / p.shrink, size: 1 << 20},
 		{repo: "many", layers: 60, files: max(1, 20/p.shrink), size: 10000},
 	}
-	if !p.huge {
-		all = slices.DeleteFunc(all, func(s shape) bool { return s.repo == "huge" })
-	}
-	return all
+	return slices.DeleteFunc(all, func(s shape) bool { return !slices.Contains(p.shapes, s.repo) })
 }
 
 // coldShape is an image of an ordinary size: a program's runtime and libraries, and the program.
