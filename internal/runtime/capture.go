@@ -21,8 +21,9 @@ import (
 // nothing that was written before is lost.
 const maxDrain = 1 << 20
 
-// openPipes gives the shim, with the lease of an exec that is about to be started, the pipes that its outputs are to be, and begins to read them.
-func (s *Shim) openPipes(ctx context.Context, id string, req ExecRequest) (lease *net.UnixConn, stdout, stderr *capture, err error) {
+// openPipes gives the shim, with the lease of an exec that is about to be started, the pipes that its outputs are to be, and begins to read them. before is nil but with
+// a shim that has no use for them.
+func (s *Shim) openPipes(ctx context.Context, id string, req ExecRequest) (lease *net.UnixConn, before *relay, stdout, stderr *capture, err error) {
 	var captures [2]*capture
 	var theirs []int
 	defer func() {
@@ -38,18 +39,25 @@ func (s *Shim) openPipes(ctx context.Context, id string, req ExecRequest) (lease
 	for i := range captures {
 		ours, fd, err := fifo.Pipe(true)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, nil, nil, nil, err
 		}
 		theirs = append(theirs, fd)
 		captures[i] = newCapture(ours, req.Limit)
 	}
-	lease, err = s.register(ctx, shimapi.Lease, func(conn *net.UnixConn) error {
+	lease, tells, err := s.openLease(ctx, func(conn *net.UnixConn) error {
 		return shimapi.WritePipesHeader(conn, id, req.ID, theirs[0], theirs[1])
 	})
-	if err != nil {
-		return nil, nil, nil, err
+	if err == nil && !tells {
+		pipes := theirs
+		theirs = nil // they are the relay's
+		if before, err = s.newRelay(ctx, id, req.ID, pipes); err != nil {
+			lease.Close()
+		}
 	}
-	return lease, captures[0], captures[1], nil
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	return lease, before, captures[0], captures[1], nil
 }
 
 // capture reads one output pipe to its end and keeps its beginning.

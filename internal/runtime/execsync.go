@@ -70,16 +70,27 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	}
 	launched = sync.OnceFunc(launched)
 	defer launched()
-	lease, stdout, stderr, err := s.openPipes(ctx, id, req)
+	lease, before, stdout, stderr, err := s.openPipes(ctx, id, req)
 	if err != nil {
 		return ExecResult{}, translate("exec in", id, err)
 	}
 	// The end of the lease has the shim forget the exec.
 	defer lease.Close()
+	if before != nil {
+		defer before.close() // after the pipes, into which it may be writing
+	}
 	defer stdout.close()
 	defer stderr.close()
 
-	code, err := s.execToEnd(ctx, id, req, lease, launched)
+	exit := func(ctx context.Context) (int, error) { return s.exitOf(ctx, id, req.ID, lease) }
+	if before != nil {
+		exit = func(ctx context.Context) (int, error) { return s.waitExec(ctx, id, req.ID) }
+	}
+	code, err := s.execToEnd(ctx, id, req, exit, launched)
+	if before != nil {
+		before.finish()
+		s.forgetExec(context.WithoutCancel(ctx), id, req.ID)
+	}
 	result := ExecResult{ExitCode: code}
 	var cut [2]bool
 	result.Stdout, cut[0] = stdout.finish()
@@ -88,8 +99,8 @@ func (s *Shim) ExecSync(ctx context.Context, id string, req ExecRequest) (ExecRe
 	return result, translate("exec in", id, err)
 }
 
-// execToEnd starts the command, says so to launched, and sees to it that it has ended on return.
-func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, lease net.Conn, launched func()) (code int, err error) {
+// execToEnd starts the command, says so to launched, waits for its exit, and sees to it that it has ended on return.
+func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, exit func(context.Context) (int, error), launched func()) (code int, err error) {
 	// The calls go on while ctx has ended but the command has not.
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -103,7 +114,7 @@ func (s *Shim) execToEnd(ctx context.Context, id string, req ExecRequest, lease 
 		o.err = s.exec(calls, id, req)
 		launched()
 		if o.err == nil {
-			o.code, o.err = s.exitOf(calls, id, req.ID, lease)
+			o.code, o.err = exit(calls)
 		}
 		done <- o
 	}()
@@ -168,18 +179,28 @@ func (s *Shim) killExec(ctx context.Context, id, execID string) error {
 
 // openStream connects to the stdio socket and waits until the shim has the stream registered.
 func (s *Shim) openStream(ctx context.Context, header shimapi.StreamHeader) (*net.UnixConn, error) {
-	return s.register(ctx, header.Stream, func(conn *net.UnixConn) error { return shimapi.WriteStreamHeader(conn, header) })
+	return s.register(ctx, header.Stream, func(conn *net.UnixConn) error { return shimapi.WriteStreamHeader(conn, header) },
+		func(conn *net.UnixConn) error { return shimapi.ReadStreamAnswer(conn) })
 }
 
-// register connects to the stdio socket, where introduce says which stream it is, and waits until the shim has it.
-func (s *Shim) register(ctx context.Context, stream shimapi.Stream, introduce func(*net.UnixConn) error) (*net.UnixConn, error) {
+// openLease connects a lease that introduce asks for the exit; whether the shim is going to tell it there is what shims differ in.
+func (s *Shim) openLease(ctx context.Context, introduce func(*net.UnixConn) error) (lease *net.UnixConn, tells bool, err error) {
+	lease, err = s.register(ctx, shimapi.Lease, introduce, func(conn *net.UnixConn) (err error) {
+		tells, err = shimapi.ReadLeaseAnswer(conn)
+		return err
+	})
+	return lease, tells, err
+}
+
+// register connects to the stdio socket, where introduce says which stream it is, and waits until the shim has it, as answer reads.
+func (s *Shim) register(ctx context.Context, stream shimapi.Stream, introduce, answer func(*net.UnixConn) error) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, streamLimit)
 	defer cancel()
 	conn, err := dial(ctx, shimapi.StdioSocketPath(s.dir))
 	if err == nil {
 		stop := context.AfterFunc(ctx, func() { conn.Close() }) // wakes whoever reads or writes
 		if err = introduce(conn); err == nil {
-			err = shimapi.ReadStreamAnswer(conn)
+			err = answer(conn)
 		}
 		if !stop() && err == nil {
 			err = ctx.Err()

@@ -133,6 +133,8 @@ type fakeShim struct {
 	info    func() (*shimpb.InfoResponse, error)
 	goodbye func(now bool) error
 
+	before bool // it is from before leases told exits and brought pipes
+
 	gone chan struct{} // closed when it dies
 
 	mu      sync.Mutex
@@ -250,7 +252,14 @@ func (f *fakeShim) serveStdio() {
 			conn.Close()
 			continue
 		}
-		header.Pipes = false
+		tells := header.Exit && !f.before
+		header.Pipes, header.Exit = false, false
+		if f.before { // it knows of no pipes: the kernel drops what nobody takes
+			for _, p := range pipes {
+				p.Close()
+			}
+			pipes = nil
+		}
 		if header.ExecID == "refused" {
 			for _, p := range pipes {
 				p.Close()
@@ -267,7 +276,12 @@ func (f *fakeShim) serveStdio() {
 		if old != nil { // the lease of an earlier exec of this ID
 			old.Close()
 		}
-		if err := shimapi.WriteStreamAnswer(conn, nil); err != nil {
+		if tells {
+			err = shimapi.WriteLeaseAnswer(conn)
+		} else {
+			err = shimapi.WriteStreamAnswer(conn, nil)
+		}
+		if err != nil {
 			conn.Close()
 		}
 	}

@@ -71,6 +71,7 @@ type execSession struct {
 
 	conns        []net.Conn
 	lease, stdin *net.UnixConn
+	tells        bool // the exit comes over the lease
 	outputs      sync.WaitGroup
 }
 
@@ -90,9 +91,13 @@ func (e *execSession) start(ctx context.Context, process []byte) error {
 	defer release()
 	req := &shimpb.ExecRequest{Id: e.id, ExecId: e.execID, Process: process, Lease: true,
 		Stdin: e.session.Stdin != nil, Stdout: e.session.Stdout != nil, Stderr: e.session.Stderr != nil && !e.session.TTY}
-	if e.lease, err = e.open(ctx, shimapi.Lease); err != nil {
+	e.lease, e.tells, err = e.shim.openLease(ctx, func(conn *net.UnixConn) error {
+		return shimapi.WriteStreamHeader(conn, shimapi.StreamHeader{ID: e.id, ExecID: e.execID, Stream: shimapi.Lease, Exit: true})
+	})
+	if err != nil {
 		return err
 	}
+	e.conns = append(e.conns, e.lease)
 	var stdout, stderr *net.UnixConn
 	if req.Stdout {
 		if stdout, err = e.open(ctx, shimapi.Stdout); err != nil {
@@ -152,6 +157,9 @@ func (e *execSession) run(ctx context.Context) (int, error) {
 	}
 	if e.session.TTY && e.session.Resize != nil {
 		go e.shim.passSizes(ctx, e.id, e.execID, e.session.Resize)
+	}
+	if !e.tells {
+		return e.runBefore(ctx)
 	}
 	code, err := shimapi.ReadExecExit(e.lease)
 	if err != nil {

@@ -82,6 +82,11 @@ func (s *streams) admit(conn *net.UnixConn) {
 		return
 	}
 	stream := &waitingStream{conn: conn, pipes: pipes}
+	answer := func() error { return shimapi.WriteStreamAnswer(conn, nil) }
+	if header.Exit {
+		answer = func() error { return shimapi.WriteLeaseAnswer(conn) }
+	}
+	header.Pipes, header.Exit = false, false // it is known by its other parts
 	s.mu.Lock()
 	s.unknown--
 	if err == nil {
@@ -95,7 +100,7 @@ func (s *streams) admit(conn *net.UnixConn) {
 	}
 	// From here on the connection may already have been taken: the exec cannot come before the answer from a
 	// client that keeps to the protocol.
-	if err := shimapi.WriteStreamAnswer(conn, nil); err != nil {
+	if err := answer(); err != nil {
 		s.drop(header, stream)
 	}
 }
@@ -125,7 +130,6 @@ func (s *streams) identify(conn *net.UnixConn) (header shimapi.StreamHeader, pip
 		sock.CloseAll(pipes)
 		return header, nil, err
 	}
-	header.Pipes = false // it is known by its other parts
 	return header, pipes, nil
 }
 

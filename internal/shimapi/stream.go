@@ -49,6 +49,9 @@ type StreamHeader struct {
 	// Pipes: with the header of a lease come two descriptors, of the pipes that the exec's stdout and stderr are to be. So nobody needs to copy
 	// what a client only wants to have once the exec has ended.
 	Pipes bool `json:"pipes,omitempty"`
+	// Exit, of a lease: the client is going to read the exit from it. A shim that does tell it there, and takes pipes, says so with WriteLeaseAnswer. Pods live
+	// longer than daemons: shims from before there was either, which know neither field, give the plain answer.
+	Exit bool `json:"exit,omitempty"`
 }
 
 // PipesOfLease is how many descriptors come with the header of a lease with pipes.
@@ -68,7 +71,7 @@ func WriteStreamHeader(w io.Writer, header StreamHeader) error {
 
 // WritePipesHeader sends the header of a lease with the descriptors of its pipes, of which the caller keeps its own.
 func WritePipesHeader(conn *net.UnixConn, id, execID string, stdout, stderr int) error {
-	frame, err := streamHeader(StreamHeader{ID: id, ExecID: execID, Stream: Lease, Pipes: true})
+	frame, err := streamHeader(StreamHeader{ID: id, ExecID: execID, Stream: Lease, Pipes: true, Exit: true})
 	if err != nil {
 		return err
 	}
@@ -114,17 +117,34 @@ func ReadStreamHeader(r io.Reader) (StreamHeader, error) {
 		return StreamHeader{}, fmt.Errorf("%w: unknown stream %q", ErrStreamHeader, header.Stream)
 	case header.Pipes && header.Stream != Lease:
 		return StreamHeader{}, fmt.Errorf("%w: pipes for %s: they come with a lease", ErrStreamHeader, header.Stream)
+	case header.Exit && header.Stream != Lease:
+		return StreamHeader{}, fmt.Errorf("%w: exit on %s: it is told to a lease", ErrStreamHeader, header.Stream)
 	}
 	return header, nil
 }
 
+// Answers to a header, by their first byte.
+const (
+	streamTaken   = 0
+	streamRefused = 1 // the reason follows
+	leaseTaken    = 2 // and the exit will come over it
+)
+
+// WriteLeaseAnswer tells a client that has asked for it that the exit will come over its lease, which is registered.
+func WriteLeaseAnswer(w io.Writer) error {
+	if _, err := w.Write([]byte{leaseTaken}); err != nil {
+		return fmt.Errorf("write stream answer: %w", err)
+	}
+	return nil
+}
+
 // WriteStreamAnswer tells the client that its stream is registered (refusal nil) or why it is not.
 func WriteStreamAnswer(w io.Writer, refusal error) error {
-	frame := []byte{0}
+	frame := []byte{streamTaken}
 	if refusal != nil {
 		text := refusal.Error()
 		text = text[:min(len(text), maxRefusal)]
-		frame = binary.BigEndian.AppendUint16([]byte{1}, uint16(len(text)))
+		frame = binary.BigEndian.AppendUint16([]byte{streamRefused}, uint16(len(text)))
 		frame = append(frame, text...)
 	}
 	if _, err := w.Write(frame); err != nil {
@@ -140,21 +160,28 @@ func (e *RefusedError) Error() string { return "stream refused: " + e.Reason }
 
 // ReadStreamAnswer waits for the shim's answer: nil, a *RefusedError, or what broke the connection.
 func ReadStreamAnswer(r io.Reader) error {
+	_, err := ReadLeaseAnswer(r)
+	return err
+}
+
+// ReadLeaseAnswer is ReadStreamAnswer for a lease whose client has asked for the exit: tells is whether ReadExecExit will have it. If not, and for the output of an exec
+// whose pipes the lease has brought, it is a shim from before: there are Task v3's Wait and the connections of stdout and stderr.
+func ReadLeaseAnswer(r io.Reader) (tells bool, err error) {
 	var answer [3]byte
 	if _, err := io.ReadFull(r, answer[:1]); err != nil {
-		return fmt.Errorf("read stream answer: %w", err)
+		return false, fmt.Errorf("read stream answer: %w", err)
 	}
-	if answer[0] == 0 {
-		return nil
+	if answer[0] == streamTaken || answer[0] == leaseTaken {
+		return answer[0] == leaseTaken, nil
 	}
 	if _, err := io.ReadFull(r, answer[1:]); err != nil {
-		return fmt.Errorf("read stream answer: %w", err)
+		return false, fmt.Errorf("read stream answer: %w", err)
 	}
 	text := make([]byte, min(int(binary.BigEndian.Uint16(answer[1:])), maxRefusal))
 	if _, err := io.ReadFull(r, text); err != nil {
-		return fmt.Errorf("read stream answer: %w", err)
+		return false, fmt.Errorf("read stream answer: %w", err)
 	}
-	return &RefusedError{Reason: string(text)}
+	return false, &RefusedError{Reason: string(text)}
 }
 
 // WriteExecExit tells the client over its lease that the exec has ended.
