@@ -4,12 +4,31 @@ package shim
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 
 	"github.com/berth-run/berth/internal/shim/rpc"
 	"github.com/berth-run/berth/internal/shim/wire"
 	"github.com/berth-run/berth/internal/shimapi"
 )
+
+// criuConfigEnv tells CRIU of a configuration. What /etc/criu/runc.conf has comes after it, and wins.
+const criuConfigEnv = "CRIU_CONFIG_FILE"
+
+// criuArgs are those of the OCI runtime that a checkpoint and its restoration must have in common. Cgroups are the runtime's to make: of another name,
+// and with the limits of another spec.
+func criuArgs(folder string) []string {
+	return []string{"--image-path", filepath.Join(folder, shimapi.CheckpointImages), "--work-path", folder, "--file-locks", "--manage-cgroups-mode", "ignore"}
+}
+
+// criuEnv names the configuration that the caller may have put beside CRIU's images.
+func criuEnv(folder string) []string {
+	path := filepath.Join(folder, shimapi.CRIUConfig)
+	if _, err := os.Stat(path); err != nil {
+		return nil
+	}
+	return []string{criuConfigEnv + "=" + path}
+}
 
 // Checkpoint has the OCI runtime, by CRIU, write the state of a container's processes into the folder of the request. The container goes on as it was:
 // running, or paused. There is no limit of time: who ends CRIU half-way leaves its code in the processes.
@@ -35,11 +54,18 @@ func (t *task) checkpoint(folder string) error {
 		return rpc.Errorf(rpc.FailedPrecondition, "checkpoint container %s: another checkpoint of it is being made", t.id)
 	}
 	defer t.checkpointing.Store(false)
-	call := &runtimeCall{options: t.options, args: []string{
-		"checkpoint", "--image-path", filepath.Join(folder, shimapi.CheckpointImages), "--work-path", folder, "--leave-running", "--file-locks", t.id,
-	}}
+	args := append([]string{"checkpoint", "--leave-running"}, criuArgs(folder)...)
+	call := &runtimeCall{options: t.options, args: append(args, t.id), env: criuEnv(folder)}
 	if err := t.runtime.start(call); err != nil {
 		return err
 	}
 	return call.wait()
+}
+
+// begin is the OCI runtime's command that makes a container run, all at once.
+func (t *task) begin() []string {
+	if t.checkpointed == "" {
+		return []string{"run", "--detach"}
+	}
+	return append([]string{"restore", "--detach"}, criuArgs(t.checkpointed)...)
 }

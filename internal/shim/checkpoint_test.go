@@ -74,3 +74,78 @@ func TestACheckpointLeavesTheContainerAsItWas(t *testing.T) {
 		t.Errorf("of a container that has ended: %v", err)
 	}
 }
+
+// TestWhatIsRestoredGoesOn where it was when it was checkpointed, under another ID, with streams, a log and a cgroup of its own. Without CRIU the start
+// fails, and nothing is left of it.
+func TestWhatIsRestoredGoesOn(t *testing.T) {
+	const counting = "trap 'echo alive' USR1; i=0; while :; do i=$((i+1)); echo count $i; sleep 0.1; done"
+	_, noCRIU := osexec.LookPath("criu")
+	for name, c := range map[string]testContainer{
+		"pipes":    {script: counting},
+		"terminal": {script: counting, terminal: true},
+		"stdin":    {script: "read a; echo first $a; read b; echo second $b; " + counting, stdin: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startShim(t)
+			dir := t.TempDir()
+			if noCRIU == nil {
+				id := s.run(c)
+				begun := "count 3"
+				if c.stdin {
+					s.say(id, "one\n")
+					begun = "first one"
+				}
+				s.awaitOutput(id, begun)
+				if _, err := s.task.Checkpoint(s.ctx, &taskpb.CheckpointTaskRequest{Id: id, Path: dir}); err != nil {
+					log, _ := os.ReadFile(filepath.Join(dir, "dump.log"))
+					t.Fatalf("%v\n%s", err, log)
+				}
+				s.kill(id, 9)
+				s.wait(id, "")
+				s.delete(id)
+			}
+			c.checkpoint = dir
+			id := s.create(c)
+			if noCRIU != nil {
+				if _, err := s.task.Start(s.ctx, &taskpb.StartRequest{Id: id}); err == nil || !strings.Contains(strings.ToLower(err.Error()), "criu") {
+					t.Errorf("without CRIU: %v", err)
+				}
+				s.wait(id, "")
+				s.delete(id)
+				return
+			}
+			if _, err := s.task.Start(s.ctx, &taskpb.StartRequest{Id: id}); err != nil {
+				log, _ := os.ReadFile(filepath.Join(dir, "restore.log"))
+				t.Fatalf("%v\n%s", err, log)
+			}
+			if c.stdin {
+				s.say(id, "two\n")
+				s.awaitOutput(id, "second two")
+			}
+			s.awaitOutput(id, "count 5")
+			if out := s.output(id); !c.stdin && strings.Contains(out, "count 1\n") || strings.Contains(out, "first") {
+				t.Errorf("it has begun anew:\n%s", out)
+			}
+			s.kill(id, 10) // SIGUSR1
+			s.awaitOutput(id, "alive")
+			s.kill(id, 9)
+			if code := s.wait(id, ""); code != 137 {
+				t.Errorf("exit code %d", code)
+			}
+			s.delete(id)
+		})
+	}
+}
+
+// say sends text to a container's stdin.
+func (s *testShim) say(id, text string) {
+	s.Helper()
+	in, err := s.stream(id, "", shimapi.Stdin)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer in.Close()
+	if _, err := in.Write([]byte(text)); err != nil {
+		s.Fatal(err)
+	}
+}

@@ -326,6 +326,7 @@ type testContainer struct {
 	noLog        bool
 	stdin        bool
 	stdinOnce    bool
+	checkpoint   string // folder of one that is restored
 }
 
 // spec is a small but complete OCI configuration.
@@ -418,7 +419,7 @@ func (s *testShim) createRequest(id string, c testContainer) *taskpb.CreateTaskR
 		s.Fatal(err)
 	}
 	return &taskpb.CreateTaskRequest{
-		Id: id, Bundle: shimapi.BundlePath(s.dir, id), Options: &anypb.Any{TypeUrl: shimapi.CreateOptionsTypeURL, Value: data},
+		Id: id, Bundle: shimapi.BundlePath(s.dir, id), Checkpoint: c.checkpoint, Options: &anypb.Any{TypeUrl: shimapi.CreateOptionsTypeURL, Value: data},
 	}
 }
 

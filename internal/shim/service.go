@@ -70,8 +70,10 @@ func (s *service) newTask(req *wire.CreateTaskRequest) (*task, error) {
 		return nil, rpc.Errorf(rpc.InvalidArgument, "bundle %q is not an absolute path", req.Bundle)
 	case len(req.Rootfs) > 0:
 		return nil, rpc.Errorf(rpc.Unimplemented, "mounting the root file system is the caller's work")
-	case req.Checkpoint != "" || req.ParentCheckpoint != "":
-		return nil, rpc.Errorf(rpc.Unimplemented, "restoring a checkpoint is not available yet")
+	case req.ParentCheckpoint != "":
+		return nil, rpc.Errorf(rpc.Unimplemented, "checkpoints that stand on others are not available")
+	case req.Checkpoint != "" && !filepath.IsAbs(req.Checkpoint):
+		return nil, rpc.Errorf(rpc.InvalidArgument, "checkpoint %q is not an absolute path", req.Checkpoint)
 	case req.Stdin != "" || req.Stdout != "" || req.Stderr != "":
 		return nil, rpc.Errorf(rpc.Unimplemented, "stdio over FIFOs is not available yet: give a log_path in the options")
 	case req.Options.TypeURL != shimapi.CreateOptionsTypeURL:
@@ -89,8 +91,11 @@ func (s *service) newTask(req *wire.CreateTaskRequest) (*task, error) {
 	if options.LogPath != "" && !filepath.IsAbs(options.LogPath) {
 		return nil, rpc.Errorf(rpc.InvalidArgument, "options: log_path %q is not an absolute path", options.LogPath)
 	}
+	if req.Checkpoint != "" && !(options.Deferred && options.Native) {
+		return nil, rpc.Errorf(rpc.Unimplemented, "a checkpoint is restored by Start, and only of processes of this kernel")
+	}
 	return &task{
-		id: req.ID, bundle: filepath.Clean(req.Bundle), options: &options, slog: s.log, runtime: s.runtime, oom: &s.oom, init: newProcess(),
+		id: req.ID, bundle: filepath.Clean(req.Bundle), checkpointed: req.Checkpoint, options: &options, slog: s.log, runtime: s.runtime, oom: &s.oom, init: newProcess(),
 	}, nil
 }
 

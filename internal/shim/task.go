@@ -53,12 +53,14 @@ type task struct {
 	id      string
 	bundle  string
 	options *wire.CreateOptions
-	spec    taskSpec
-	log     *criLog
-	slog    *slog.Logger
-	runtime *ociRuntime
-	init    *process
-	oom     *oomLedger // of the pod
+	// checkpointed is the folder of a checkpoint that Start restores; empty: it runs what the spec says.
+	checkpointed string
+	spec         taskSpec
+	log          *criLog
+	slog         *slog.Logger
+	runtime      *ociRuntime
+	init         *process
+	oom          *oomLedger // of the pod
 
 	// What clients attach to, set before the phase is running.
 	outputs [2]*broadcast // stdout, or the terminal; stderr
@@ -122,7 +124,7 @@ func (t *task) start() error {
 	}
 	var err error
 	if t.options.Deferred {
-		if err = t.launch("run", "--detach"); err != nil {
+		if err = t.launch(t.begin()...); err != nil {
 			err = errors.Join(err, t.cleanUp())
 			t.publish(exitStatus{code: startFailed, at: time.Now()}, false)
 			return err
@@ -150,6 +152,9 @@ func (t *task) launch(command ...string) error {
 	pidFile := filepath.Join(t.bundle, shimapi.InitPIDName)
 	args := append(command, "--bundle", t.bundle, "--pid-file", pidFile)
 	call := &runtimeCall{options: t.options, stdio: streams}
+	if t.checkpointed != "" {
+		call.env = criuEnv(t.checkpointed)
+	}
 	if streams.tty != nil {
 		args = append(args, "--console-socket", streams.tty.address(runtimeExtraFD))
 		call.extra = streams.tty.dir

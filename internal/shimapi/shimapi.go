@@ -31,6 +31,8 @@ const (
 	TaskPIDName = "task.pid"
 	// CheckpointImages is the folder of CRIU's images in the one that a checkpoint is written to; its logs are beside it.
 	CheckpointImages = "checkpoint"
+	// CRIUConfig is a file beside it, if there is one: options for CRIU, at the checkpoint and when it is restored.
+	CRIUConfig = "criu.conf"
 	// ExitFactName is the file of the ExitFact.
 	ExitFactName = "exit.json"
 )
