@@ -154,3 +154,40 @@ func TestAFolderThatLivesElsewhereInTheImageIsNotPassedOver(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestChangesAreAppliedToAnotherContainer: what one has changed, another of the same image gets.
+func TestChangesAreAppliedToAnotherContainer(t *testing.T) {
+	reg := newRegistry(t)
+	s := openStore(t, t.TempDir())
+	im := mustPull(t, s, reg.push(t, "changed:1", imageOf(t, v1.Config{}, layerOf(t, map[string]string{"keep": "a", "gone": "b", "dir/old": "c", "more/x": "d"}))))
+	_, after, diff := diffed(t, s, im, func(root string) {
+		at := func(name string) string { return filepath.Join(root, name) }
+		err := errors.Join(os.Remove(at("gone")), os.RemoveAll(at("dir")), os.Mkdir(at("dir"), 0o711), os.WriteFile(at("dir/new"), []byte("n"), 0o4755), os.Link(at("dir/new"), at("hard")),
+			os.Symlink("/etc/passwd", at("link")), os.Chown(at("keep"), 5, 6), syscall.Mkfifo(at("more/fifo"), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	id := fmt.Sprintf("d%d", containers.Add(1))
+	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: id, ImageID: im.ID})
+	if err == nil {
+		err = s.ApplyRootfs(t.Context(), id, bytes.NewReader(diff))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	if err := errors.Join(r.Root.On(root), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(root, 0) })
+	if got, want := describe(t, root), after; got != want {
+		t.Errorf("applied:\n%s\nwant:\n%s", got, want)
+	}
+	if err := s.ApplyRootfs(t.Context(), "nobody", bytes.NewReader(diff)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("to nobody: %v", err)
+	}
+	if err := s.ApplyRootfs(t.Context(), id, strings.NewReader(strings.Repeat("no layer", 100))); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("no layer: %v", err)
+	}
+}

@@ -142,7 +142,7 @@ func (w Write) Atomic() error {
 	if !w.Sync {
 		return nil
 	}
-	if err := syncFolder(filepath.Dir(w.Path)); err != nil {
+	if err := SyncFolder(filepath.Dir(w.Path)); err != nil {
 		return fmt.Errorf("write %s: %w", w.Path, err)
 	}
 	return nil
@@ -175,7 +175,8 @@ func (w Write) fill(f *os.File) error {
 	return errors.Join(err, f.Close())
 }
 
-func syncFolder(dir string) error {
+// SyncFolder has the names of a folder outlive a power cut.
+func SyncFolder(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

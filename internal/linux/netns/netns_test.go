@@ -131,6 +131,40 @@ func TestNewSandboxHasLoopbackNamesAndSysctlsAndHostKeepsItsOwn(t *testing.T) {
 	}
 }
 
+func TestNamesAndSysctlsAreSetAgain(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostShm := read(t, "/proc/sys/kernel/shmmni")
+	r := Request{Pins: pinsIn(t.TempDir()), Hostname: "pod-1", Sysctls: map[string]string{"kernel.shmmni": "1234", "net.core.somaxconn": "321"}}
+	mustCreate(t, r)
+	inside(t, r.Pins, func() error {
+		return errors.Join(unix.Sethostname([]byte("other")), os.WriteFile("/proc/sys/kernel/shmmni", []byte("99"), 0), os.WriteFile("/proc/sys/net/core/somaxconn", []byte("99"), 0))
+	})
+	if err := Reset(r); err != nil {
+		t.Fatal(err)
+	}
+	inside(t, r.Pins, func() error {
+		for name, value := range map[string]string{"kernel/hostname": "pod-1", "kernel/shmmni": "1234", "net/core/somaxconn": "99"} { // the last is the network's
+			if got := read(t, "/proc/sys/"+name); got != value {
+				t.Errorf("%s is %q, want %q", name, got, value)
+			}
+		}
+		return nil
+	})
+	if now, err := os.Hostname(); err != nil || now != host || read(t, "/proc/sys/kernel/shmmni") != hostShm {
+		t.Errorf("the host is %q now, %v", now, err)
+	}
+	if err := Reset(Request{Pins: map[Kind]string{Net: r.Pins[Net]}, Sysctls: r.Sysctls}); err != nil {
+		t.Errorf("with nothing to set: %v", err)
+	}
+	r.Pins = map[Kind]string{UTS: filepath.Join(t.TempDir(), "none")}
+	if err := Reset(r); err == nil {
+		t.Error("a namespace that is not there was changed")
+	}
+}
+
 func join(addrs []net.Addr) string {
 	var out []string
 	for _, a := range addrs {
