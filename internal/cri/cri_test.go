@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -82,14 +83,30 @@ func TestSandboxStatusHasWhatTheKubeletValidates(t *testing.T) {
 	}
 }
 
-func TestWhatComesLaterSaysSo(t *testing.T) {
+func TestCheckpointsOfPodsWantADeadlineAndNoOptions(t *testing.T) {
 	s := New(Config{})
-	for name, f := range map[string]func() error{
-		"CheckpointPod": func() error { _, err := s.CheckpointPod(t.Context(), nil); return err },
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for name, x := range map[string]struct {
+		call func(ctx context.Context, options map[string]string) error
+	}{
+		"CheckpointPod": {func(ctx context.Context, options map[string]string) error {
+			_, err := s.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{Options: options})
+			return err
+		}},
+		"RestorePod": {func(ctx context.Context, options map[string]string) error {
+			_, err := s.RestorePod(ctx, &runtimeapi.RestorePodRequest{Options: options})
+			return err
+		}},
 	} {
-		err := f()
-		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "later release") {
-			t.Errorf("%s: got %v", name, err)
+		if err := Status(x.call(t.Context(), nil)); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "deadline") {
+			t.Errorf("%s without a deadline: %v", name, err)
 		}
+		if err := Status(x.call(ctx, map[string]string{"leave-frozen": "true"})); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "leave-frozen") {
+			t.Errorf("%s with an option: %v", name, err)
+		}
+	}
+	if _, err := s.RestorePod(ctx, &runtimeapi.RestorePodRequest{}); status.Code(Status(err)) != codes.InvalidArgument {
+		t.Errorf("without a config: %v", err)
 	}
 }

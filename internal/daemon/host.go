@@ -40,7 +40,11 @@ func (k kernel) Dial(ctx context.Context, path string, address netip.AddrPort) (
 	return netns.Dial(ctx, path, address)
 }
 
-func (k kernel) CreateNamespaces(r pod.NamespaceRequest) error {
+func (k kernel) CreateNamespaces(r pod.NamespaceRequest) error { return netns.Create(namespaces(r)) }
+
+func (k kernel) ResetNamespaces(r pod.NamespaceRequest) error { return netns.Reset(namespaces(r)) }
+
+func namespaces(r pod.NamespaceRequest) netns.Request {
 	pins := map[netns.Kind]string{}
 	for kind, path := range map[netns.Kind]string{netns.Net: r.Pins.Net, netns.IPC: r.Pins.IPC, netns.UTS: r.Pins.UTS, netns.User: r.Pins.User} {
 		if path != "" {
@@ -51,7 +55,7 @@ func (k kernel) CreateNamespaces(r pod.NamespaceRequest) error {
 	if u := r.UserNS; u != nil {
 		request.Mapping = &userns.Mapping{UIDs: userns.Range(u.UIDs), GIDs: userns.Range(u.GIDs)}
 	}
-	return netns.Create(request)
+	return request
 }
 
 func (k kernel) RemoveNamespaces(p pod.NamespacePins) error {

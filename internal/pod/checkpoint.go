@@ -31,6 +31,15 @@ type CheckpointRequest struct {
 
 func (m *Manager) checkpointsDir() string { return filepath.Join(m.cfg.Root, "checkpoints") }
 
+// restoresDir has what containers are restored from, a folder for each.
+func (m *Manager) restoresDir() string         { return filepath.Join(m.cfg.Root, "restores") }
+func (m *Manager) restoreDir(id string) string { return filepath.Join(m.restoresDir(), id) }
+
+// checkpointKey is the node's, with which it knows its own checkpoints of pods.
+func (m *Manager) checkpointKey() (checkpoint.Key, error) {
+	return checkpoint.LoadKey(filepath.Join(m.cfg.Root, "checkpoint.key"))
+}
+
 // Checkpoint writes the state of a running container's processes and what it has changed in its root file system into an archive. The container stands still
 // meanwhile, so that both are of one instant, and then goes on. A stop does not wait for it. Errors: ErrNotFound, ErrState, ErrInvalid, ErrInFlight,
 // runtime.ErrUnsupported.
@@ -102,7 +111,7 @@ func (c *Container) capture(ctx context.Context, shim Shim, folder string) error
 		}
 		return err
 	}
-	err := shim.Checkpoint(ctx, c.ID, folder)
+	err := shim.Checkpoint(ctx, c.ID, folder, false)
 	if err == nil {
 		err = c.diffRootfs(ctx, filepath.Join(folder, checkpoint.RootfsDiff))
 	}
@@ -110,11 +119,16 @@ func (c *Container) capture(ctx context.Context, shim Shim, folder string) error
 }
 
 func (c *Container) diffRootfs(ctx context.Context, to string) error {
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	return writeNew(to, func(f *os.File) error { return c.m.parts.Images.DiffRootfs(ctx, c.ID, f) })
+}
+
+// writeNew makes a file of a checkpoint.
+func writeNew(path string, fill func(*os.File) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	return errors.Join(c.m.parts.Images.DiffRootfs(ctx, c.ID, f), f.Close())
+	return errors.Join(fill(f), f.Close())
 }
 
 // thaw lets the container go on. One that has ended meanwhile needs nothing.

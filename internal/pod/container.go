@@ -35,6 +35,9 @@ type Container struct {
 	// patience is how long the stop in flight still waits before it kills.
 	patience deadline
 
+	// source is where RestorePod, while it makes the container, takes it from; nil: it is a new one.
+	source *source
+
 	ledger[containerRecord, *containerRecord]
 	resources *runtimeapi.LinuxContainerResources // guarded by mu, like the facts
 }
@@ -72,6 +75,8 @@ type containerRecord struct {
 
 	// Checkpoint is the unfinished archive of a checkpoint that is being made; empty: none is. The container stands still for a part of that time.
 	Checkpoint string `json:"checkpoint,omitempty"`
+	// Restore: RestorePod has made it, and its start restores what the checkpoint has of it.
+	Restore bool `json:"restore,omitempty"`
 
 	Begun []string `json:"begun"`
 }
@@ -123,13 +128,15 @@ type containerPaths struct {
 	record, bundle, rootfs, spec, log string
 	// volumes has the image volumes; targetPID is where the PID namespace of another container is pinned for the start.
 	volumes, targetPID string
+	// images has what CRIU restores, until it has been.
+	images string
 }
 
 func (s *Sandbox) containerPaths(id string, config *runtimeapi.ContainerConfig) containerPaths {
 	bundle := filepath.Join(s.paths.state, id)
 	p := containerPaths{record: filepath.Join(s.paths.containerRecord, id+".json"), bundle: bundle,
 		rootfs: filepath.Join(bundle, "rootfs"), spec: filepath.Join(bundle, "config.json"),
-		volumes: filepath.Join(bundle, "volumes"), targetPID: filepath.Join(bundle, "target-pid")}
+		volumes: filepath.Join(bundle, "volumes"), targetPID: filepath.Join(bundle, "target-pid"), images: s.m.restoreDir(id)}
 	if dir, file := s.Config.GetLogDirectory(), config.GetLogPath(); dir != "" && file != "" {
 		p.log = filepath.Join(dir, file)
 	}
@@ -186,7 +193,7 @@ func (r containerRecord) state() runtimeapi.ContainerState {
 func (c *Container) show() {
 	r := &c.rec
 	c.sandbox.feed.publishContainer(&c.status, &ContainerStatus{ID: c.ID, SandboxID: c.sandbox.ID, SandboxHandler: c.sandbox.sandboxHandler(), Config: c.Config, State: r.state(),
-		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
+		Hidden: c.removed || r.CreatedAt == 0 && r.FinishedAt == 0 || c.sandbox.Status().Hidden, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		PID: r.PID, ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, ImageID: r.ImageID, ImageRef: r.ImageRef,
 		LogPath: c.paths.log, CgroupsPath: c.sandbox.cgroupsPath(c.ID), Resources: c.resources, StopSignal: r.StopSignal, UID: r.UID, GID: r.GID, Groups: r.Groups,
 		MountImages: r.MountImages})

@@ -39,7 +39,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, config 
 		return "", fmt.Errorf("%s: %w", s, err)
 	}
 	for {
-		c, err := s.reserveContainer(config)
+		c, err := s.reserveContainer(config, nil)
 		if err != nil {
 			return "", err
 		}
@@ -53,7 +53,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, config 
 	}
 }
 
-func (s *Sandbox) reserveContainer(config *runtimeapi.ContainerConfig) (*Container, error) {
+func (s *Sandbox) reserveContainer(config *runtimeapi.ContainerConfig, from *source) (*Container, error) {
 	raw, err := protojson.Marshal(config)
 	if err != nil {
 		return nil, fmt.Errorf("encode container config: %w: %w", ErrInvalid, err)
@@ -65,10 +65,11 @@ func (s *Sandbox) reserveContainer(config *runtimeapi.ContainerConfig) (*Contain
 		return m.containers[id], nil
 	}
 	id := newID()
-	c, err := s.newContainer(containerRecord{ID: id, SandboxID: s.ID, Config: raw}, config)
+	c, err := s.newContainer(containerRecord{ID: id, SandboxID: s.ID, Config: raw, Restore: from != nil}, config)
 	if err != nil {
 		return nil, err
 	}
+	c.source = from
 	m.containers[id], m.names[name] = c, id
 	return c, nil
 }
@@ -86,11 +87,14 @@ func (c *Container) create(ctx context.Context) error {
 	case len(r.Begun) > 0: // an attempt that could not be rolled back: first away with it
 		return cmp.Or(c.remove(ctx), errGone)
 	}
-	if !c.sandbox.Status().Ready {
+	if c.source == nil && !c.sandbox.Status().Ready {
 		c.forget()
 		return fmt.Errorf("%s: %s is not ready: %w", c, c.sandbox, ErrState)
 	}
 	im, err := c.findImage()
+	if err == nil {
+		err = c.sameImage(im)
+	}
 	if err != nil {
 		c.forget()
 		return err
@@ -116,7 +120,7 @@ func (c *Container) create(ctx context.Context) error {
 		c.m.releaseLabels(labels)
 		return errors.Join(err, c.erase())
 	}
-	err = c.plan.UpTo(ctx, stepBundle, stepRootfs)
+	err = c.plan.UpTo(ctx, c.toCreate()...)
 	if err == nil {
 		if err = c.checkLog(); err == nil {
 			err = c.appear(ctx, im)
@@ -240,6 +244,7 @@ func (c *Container) start(ctx context.Context) error {
 		return err
 	}
 	c.log.InfoContext(ctx, "container is started", "pid", c.Status().PID)
+	c.restored(ctx)
 	c.watch()
 	c.tell(ctx, nri.PostStartContainer)
 	return nil

@@ -24,14 +24,28 @@ const (
 	stepBundle = "bundle"
 	stepRootfs = "rootfs"
 	stepTask   = "task"
+	// stepImages is of a container that is restored.
+	stepImages = "images"
 )
 
 func (c *Container) newPlan() *step.Plan {
-	return &step.Plan{Object: c.String(), Journal: c, Timed: c.m.timed("container"), Passing: func() { record.Pass(c.paths.record) }, Steps: []step.Step{
+	steps := []step.Step{
 		{Name: stepBundle, Acquire: c.makeBundle, Release: c.removeBundle},
 		{Name: stepRootfs, After: []string{stepBundle}, Acquire: c.mountRootfs, Release: c.unmountRootfs},
 		{Name: stepTask, After: []string{stepRootfs}, Acquire: c.startTask, Release: c.removeTask},
-	}}
+	}
+	if c.rec.Restore {
+		steps = append(steps, step.Step{Name: stepImages, Acquire: c.takeImages, Release: c.dropImages})
+	}
+	return &step.Plan{Object: c.String(), Journal: c, Timed: c.m.timed("container"), Passing: func() { record.Pass(c.paths.record) }, Steps: steps}
+}
+
+// toCreate are the steps of CreateContainer.
+func (c *Container) toCreate() []string {
+	if c.rec.Restore { // which nobody changes
+		return []string{stepBundle, stepRootfs, stepImages}
+	}
+	return []string{stepBundle, stepRootfs}
 }
 
 func (c *Container) makeBundle(context.Context) error {
@@ -50,6 +64,9 @@ func (c *Container) mountRootfs(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, rootfs.Close()) }()
+	if err := c.takeChanges(ctx); err != nil {
+		return err
+	}
 	rootfs.Root.Label = r.SELinux.Mount
 	if err := c.m.parts.Host.MountOverlay(c.paths.rootfs, rootfs.Root); err != nil {
 		return err
@@ -88,12 +105,24 @@ func (c *Container) startTask(ctx context.Context) error {
 		return err
 	}
 	uid, gid := c.sandbox.root()
-	err := shim.Create(ctx, runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log, LogFolder: c.sandbox.Config.GetLogDirectory(),
-		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), IOUID: uint32(uid), IOGID: uint32(gid)})
-	if err != nil {
+	var pid int
+	task := runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log, LogFolder: c.sandbox.Config.GetLogDirectory(),
+		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), IOUID: uint32(uid), IOGID: uint32(gid)}
+	begin := func(ctx context.Context) error {
+		if err := shim.Create(ctx, task); err != nil {
+			return err
+		}
+		var err error
+		pid, err = shim.Start(ctx, c.ID)
 		return err
 	}
-	pid, err := shim.Start(ctx, c.ID)
+	var err error
+	if c.facts().Restore {
+		task.Checkpoint = c.paths.images
+		err = c.restoreTask(ctx, begin)
+	} else {
+		err = begin(ctx)
+	}
 	if err = errors.Join(err, c.unpinTarget()); err != nil {
 		return err
 	}

@@ -44,6 +44,8 @@ type world struct {
 	life  int
 	calls int
 	trace []string
+	known map[int]bool // calls, from 0, that another matrix has faults in
+	skip  bool
 	fault fault
 	crash chan struct{}
 	ready error // of the network
@@ -52,6 +54,8 @@ type world struct {
 	// limits of the pods' cgroups by sandbox ID, and the last OOM score that was set.
 	limits   map[string]*runtimeapi.LinuxContainerResources
 	oomScore int64
+	// noLabels: the node has no SELinux.
+	noLabels bool
 	// gate, if set, is a call that waits.
 	gate *gate
 }
@@ -95,6 +99,13 @@ type fault struct {
 	kind  string // "error before", "error after", "crash before", "crash after"; "": none
 }
 
+// mark tells whether the calls from now on are another matrix's.
+func (w *world) mark(known bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.skip = known
+}
+
 // failNext makes the next call of this name an error.
 func (w *world) failNext(what string) {
 	w.mu.Lock()
@@ -105,7 +116,7 @@ func (w *world) failNext(what string) {
 var errFault = errors.New("injected fault")
 
 func newWorld() *world {
-	return &world{held: map[string]bool{}, shims: map[string]*fakeShim{}, exits: map[string]runtime.Exit{}, limits: map[string]*runtimeapi.LinuxContainerResources{}, crash: make(chan struct{}, 1)}
+	return &world{known: map[int]bool{}, held: map[string]bool{}, shims: map[string]*fakeShim{}, exits: map[string]runtime.Exit{}, limits: map[string]*runtimeapi.LinuxContainerResources{}, crash: make(chan struct{}, 1)}
 }
 
 // life is the world as one daemon sees it.
@@ -130,6 +141,7 @@ func (l *life) call(what string, f func() error) error {
 	}
 	l.calls++
 	l.trace = append(l.trace, what)
+	l.known[len(l.trace)-1] = l.skip
 	kind := ""
 	if l.calls == l.fault.at || l.fault.what == what || l.fault.every == what {
 		kind = l.fault.kind
@@ -224,6 +236,14 @@ func (f fakeImages) DiffRootfs(_ context.Context, id string, w io.Writer) error 
 		return err
 	})
 }
+func (f fakeImages) ApplyRootfs(_ context.Context, id string, r io.Reader) error {
+	return f.call("apply to rootfs", func() error {
+		if data, err := io.ReadAll(r); err != nil || string(data) != "layer" || !f.held["rootfs "+id] {
+			return fmt.Errorf("changes %q to a root file system that is there: %v, %w", data, f.held["rootfs "+id], err)
+		}
+		return nil
+	})
+}
 func (f fakeImages) VolumeFolder(id string, n int) string            { return fmt.Sprintf("/rootfs/%s/%d", id, n) }
 func (f fakeImages) RemoveRootfs(_ context.Context, id string) error { return f.drop("rootfs", id) }
 func (f fakeImages) Rootfses() ([]string, error) {
@@ -259,7 +279,10 @@ func (fakeHost) Dial(ctx context.Context, _ string, address netip.AddrPort) (net
 func (f fakeHost) CreateNamespaces(r NamespaceRequest) error {
 	return f.hold("namespaces", idOf(r.Pins.Net))
 }
-func (f fakeHost) RemoveNamespaces(p NamespacePins) error              { return f.drop("namespaces", idOf(p.Net)) }
+func (f fakeHost) RemoveNamespaces(p NamespacePins) error { return f.drop("namespaces", idOf(p.Net)) }
+func (f fakeHost) ResetNamespaces(NamespaceRequest) error {
+	return f.call("reset namespaces", func() error { return nil })
+}
 func (f fakeHost) SetInterfaceSysctls(string, map[string]string) error { return nil }
 func (f fakeHost) PinPID(pid int, _, path string) error {
 	if filepath.Base(path) == "target-pid" {
@@ -392,10 +415,17 @@ type fakeTask struct {
 	status shimpb.Status
 	exit   runtime.Exit
 	done   chan struct{}
-	deaf   bool // SIGTERM does nothing
+	deaf   bool   // SIGTERM does nothing
+	state  string // what it was restored from
 }
 
-func (f fakeRuntime) HasHandler(name string) bool       { return name == "runc" || name == "vm" }
+func (f fakeRuntime) HasHandler(name string) bool { return name == "runc" || name == "vm" }
+func (f fakeRuntime) CanCheckpoint(name string) error {
+	if name == "vm" {
+		return runtime.ErrUnsupported
+	}
+	return nil
+}
 func (f fakeRuntime) SandboxContainer(name string) bool { return name == "vm" }
 func (f fakeRuntime) TaskPID(_, _ string, pid int) int  { return pid }
 func (f fakeRuntime) DialSandbox(context.Context, string, string, uint16) (net.Conn, error) {
@@ -448,7 +478,14 @@ type shimView struct {
 
 func (v shimView) Create(_ context.Context, t runtime.CreateTask) error {
 	return v.call("create task", func() error {
-		v.s.tasks[t.ID] = &fakeTask{status: shimpb.Status_CREATED, done: make(chan struct{})}
+		var state []byte
+		if t.Checkpoint != "" {
+			var err error
+			if state, err = os.ReadFile(filepath.Join(t.Checkpoint, shimapi.CheckpointImages, "inventory.img")); err != nil {
+				return err
+			}
+		}
+		v.s.tasks[t.ID] = &fakeTask{status: shimpb.Status_CREATED, done: make(chan struct{}), state: string(state)}
 		v.held["task "+t.ID] = true
 		delete(v.exits, t.ID)
 		return nil
@@ -467,13 +504,13 @@ func (v shimView) Resume(_ context.Context, id string) error {
 	return v.call("resume task", func() error { delete(v.held, "pause "+id); return nil })
 }
 
-func (v shimView) Checkpoint(_ context.Context, id, folder string) error {
+func (v shimView) Checkpoint(_ context.Context, id, folder string, _ bool) error {
 	return v.call("checkpoint task", func() error {
 		if !v.held["pause "+id] {
 			return errors.New("checkpoint of a container that goes on")
 		}
 		images := filepath.Join(folder, shimapi.CheckpointImages)
-		return errors.Join(os.Mkdir(images, 0o700), os.WriteFile(filepath.Join(images, "inventory.img"), []byte("criu"), 0o600))
+		return errors.Join(os.Mkdir(images, 0o700), os.WriteFile(filepath.Join(images, "inventory.img"), []byte("state of "+id), 0o600))
 	})
 }
 
@@ -590,6 +627,9 @@ func newNode(t *testing.T, w *world, dir string) *node {
 	m := New(Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), NetnsDir: filepath.Join(dir, "netns"),
 		CgroupDriver: "cgroupfs", CgroupParent: "berth", DefaultHandler: "runc", Boot: "boot-1", ShimTimeout: 200 * time.Millisecond, ShimPatience: cmp.Or(w.patience, time.Minute)},
 		Parts{Runtime: fakeRuntime{l}, Network: fakeNetwork{l}, Images: fakeImages{l}, Host: fakeHost{l}, Specs: fakeSpecs{}, Labels: labels, Hooks: hooks}, slog.New(slog.DiscardHandler))
+	if w.noLabels {
+		m.parts.Labels = nil
+	}
 	if _, err := m.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -633,7 +673,7 @@ func (n *node) mustBeEmpty(t *testing.T) {
 	if len(n.w.held) > 0 {
 		t.Errorf("leaked: %v\ntrace: %s", slices.Sorted(maps.Keys(n.w.held)), strings.Join(n.w.trace, "; "))
 	}
-	for _, sub := range []string{"root/pods", "state/pods"} {
+	for _, sub := range []string{"root/pods", "root/restores", "root/checkpoints", "state/pods"} {
 		entries, err := os.ReadDir(filepath.Join(n.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)

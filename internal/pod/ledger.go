@@ -75,6 +75,13 @@ func (l *ledger[R, P]) isRemoved() bool {
 	return l.removed
 }
 
+// again makes the facts visible once more, for what is visible depends on something else, too.
+func (l *ledger[R, P]) again() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.publish()
+}
+
 // strike removes the record, and what goes with it, for good: whoever still works on the object, as a checkpoint may, or learns of its shim's end, cannot write it again.
 // When that fails, the object stays.
 func (l *ledger[R, P]) strike(rest func() error) error {

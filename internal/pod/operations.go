@@ -31,9 +31,11 @@ func (m *Manager) Operations() []Operation {
 	m.mu.RUnlock()
 	var all []Operation
 	for _, s := range sandboxes {
-		if op, ok := s.ops.current(); ok {
-			op.ID = s.ID
-			all = append(all, op)
+		for _, o := range []*ops{&s.ops, &s.checkpoints} {
+			if op, ok := o.current(); ok {
+				op.ID = s.ID
+				all = append(all, op)
+			}
 		}
 	}
 	for _, c := range containers {

@@ -26,6 +26,8 @@ type Runtime interface {
 	Handlers() []string
 	// SandboxContainer tells whether the handler wants a container for the pod itself, which the others join.
 	SandboxContainer(handler string) bool
+	// CanCheckpoint tells why containers of a handler cannot be checkpointed or restored here: runtime.ErrUnsupported.
+	CanCheckpoint(handler string) error
 	// TaskPID is the process ID of a task's init on the host, where the handler knows better than the shim's answer to Start, pid.
 	TaskPID(handler, id string, pid int) int
 	// DialSandbox connects to a TCP port of localhost inside the sandbox that the container of that ID is in. Closing one direction of the connection
@@ -57,7 +59,7 @@ type Shim interface {
 	// Pause and Resume freeze a container and let it go on; Checkpoint writes the state of its processes into a folder. See runtime.Shim.
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
-	Checkpoint(ctx context.Context, id, folder string) error
+	Checkpoint(ctx context.Context, id, folder string, own bool) error
 	ExecSync(ctx context.Context, id string, r runtime.ExecRequest) (runtime.ExecResult, error)
 	// Exec and Attach serve a client's session to its end; see runtime.Shim.
 	Exec(ctx context.Context, id string, process []byte, session runtime.Session) (code int, err error)
@@ -93,6 +95,8 @@ type Images interface {
 	Rootfses() ([]string, error)
 	// DiffRootfs writes what a container has changed in its root file system, as an OCI layer. It must be paused, or have ended.
 	DiffRootfs(ctx context.Context, id string, w io.Writer) error
+	// ApplyRootfs puts such a layer into a root file system that is prepared and not mounted.
+	ApplyRootfs(ctx context.Context, id string, r io.Reader) error
 }
 
 // Host is what a pod holds of the kernel. Each release is idempotent.
@@ -101,6 +105,8 @@ type Host interface {
 	Dial(ctx context.Context, netns string, address netip.AddrPort) (net.Conn, error)
 	CreateNamespaces(NamespaceRequest) error
 	RemoveNamespaces(NamespacePins) error
+	// ResetNamespaces sets host name and sysctls of IPC again, which what is restored from a checkpoint has brought along.
+	ResetNamespaces(NamespaceRequest) error
 	// SetInterfaceSysctls sets those sysctls of interfaces that only the network made.
 	SetInterfaceSysctls(netns string, sysctls map[string]string) error
 	// PinPID pins the PID namespace of process pid at path, if the process is in a cgroup of that name's; Unpin undoes it. ErrNotFound: it is not.

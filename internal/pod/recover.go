@@ -242,6 +242,7 @@ func (m *Manager) settleSandbox(ctx context.Context, l loadedSandbox, o observed
 			s.watchPause(s.theShim())
 		}
 	}
+	s.endCheckpoint(ctx, o.ShimAlive, l.containers)
 	var ends []func()
 	for _, c := range l.containers {
 		if v == rollBack || v == finishRemoval {
@@ -372,6 +373,7 @@ func (c *Container) recover(ctx context.Context, alive bool, info *shimpb.TaskIn
 		fallthrough
 	case adopt:
 		rep.count(&rep.Adopted)
+		c.restored(ctx)
 		c.watch()
 	case lose:
 		rep.count(&rep.Exited)

@@ -33,8 +33,12 @@ type Sandbox struct {
 	// userNS is the pod's user namespace, at paths.pins.User; nil: the host's.
 	userNS *spec.UserNamespace
 	ops    ops
-	plan   *step.Plan
-	ending ending
+	// checkpoints are operations beside the others, as a container's are.
+	checkpoints ops
+	// broughtIPC: a container was restored, and with it the IPC objects of the pod.
+	broughtIPC atomic.Bool
+	plan       *step.Plan
+	ending     ending
 	// sandboxContainer is the record's.
 	sandboxContainer bool
 
@@ -76,7 +80,11 @@ type sandboxRecord struct {
 	OwnCgroup bool `json:"own_cgroup"`
 	// SELinux has the labels of the pod's files and, unless they are asked to be others, processes.
 	SELinux selinux.Labels `json:"selinux,omitzero"`
-	Begun   []string       `json:"begun"`
+	// Checkpoint is the folder of an unfinished checkpoint that is being made; empty: none is. Containers stand still for a part of that time.
+	Checkpoint string `json:"checkpoint,omitempty"`
+	// RestoredFrom is the folder of the checkpoint that RestorePod has made it from.
+	RestoredFrom string   `json:"restored_from,omitempty"`
+	Begun        []string `json:"begun"`
 }
 
 func (r *sandboxRecord) begun() *[]string { return &r.Begun }
@@ -152,6 +160,7 @@ func (m *Manager) newSandbox(rec sandboxRecord, config *runtimeapi.PodSandboxCon
 	s.inCgroup = slices.Contains(rec.Begun, stepCgroup)
 	s.plan = s.newPlan()
 	s.ops = ops{object: s.String(), stage: s.plan.Stage, work: &m.work, log: s.log}
+	s.checkpoints = ops{object: s.String(), stage: func() string { return "" }, work: &m.work, log: s.log}
 	s.publish()
 	return s
 }

@@ -70,7 +70,11 @@ func (m *Manager) reserveSandbox(config *runtimeapi.PodSandboxConfig, handler st
 }
 
 // run takes the sandbox from its name to READY.
-func (s *Sandbox) run(ctx context.Context) error {
+func (s *Sandbox) run(ctx context.Context) error { return s.runWith(ctx, nil) }
+
+// runWith is run for a sandbox that has containers from the beginning: fill, if set, makes them. Nobody sees the sandbox or them before, and where it fails
+// there is none of them.
+func (s *Sandbox) runWith(ctx context.Context, fill func(context.Context) error) error {
 	r := s.facts()
 	switch {
 	case s.isRemoved():
@@ -97,30 +101,57 @@ func (s *Sandbox) run(ctx context.Context) error {
 	if err := s.plan.Up(ctx); err != nil {
 		return errors.Join(err, s.abandon())
 	}
-	if err := s.appear(ctx); err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", s, err), s.plan.Down(ctx), s.abandon())
+	if err := s.appear(ctx, fill); err != nil {
+		// What goes wrong may be the end of ctx: the way back must not end with it.
+		return errors.Join(fmt.Errorf("%s: %w", s, err), s.unmake(context.WithoutCancel(ctx)))
+	}
+	for _, c := range s.containers() { // which nobody has seen before their sandbox
+		c.again()
 	}
 	s.log.InfoContext(ctx, "sandbox is ready", "ips", s.Status().IPs)
 	return nil
 }
 
-// appear makes the sandbox READY, which plugins may refuse: nobody sees it before they have answered.
-func (s *Sandbox) appear(ctx context.Context) error {
-	defer s.m.hold()()
-	if h := s.m.hooks(); h != nil {
-		s.ops.doing(askingPlugins)
-		defer s.ops.doing("")
-		if err := h.Ask(ctx, nri.RunSandbox, s.forHooks(), nil); err != nil {
-			return err
-		}
+// unmake takes back what runWith has made.
+func (s *Sandbox) unmake(ctx context.Context) error {
+	if err := s.eachContainer(func(c *Container) error { return c.forceRemove(ctx) }); err != nil {
+		return errors.Join(err, s.abandon())
 	}
-	ips := s.addresses()
-	err := s.update(func(r *sandboxRecord) { r.ReadyAt, r.IPs = now(), ips })
+	return errors.Join(s.plan.Down(ctx), s.abandon())
+}
+
+// appear makes the sandbox READY, which plugins may refuse: nobody sees it before they have answered.
+func (s *Sandbox) appear(ctx context.Context, fill func(context.Context) error) error {
+	release := s.m.hold()
+	defer func() { release() }()
+	err := s.askRun(ctx)
 	if err != nil {
-		s.tell(ctx, nri.StopSandbox)
-		s.tell(ctx, nri.RemoveSandbox)
+		return err
+	}
+	if fill != nil {
+		// It takes its time, and holds by itself. A plugin that comes meanwhile hears of the sandbox with its first container.
+		release()
+		err = fill(ctx)
+		release = s.m.hold()
+	}
+	if ips := s.addresses(); err == nil {
+		err = s.update(func(r *sandboxRecord) { r.ReadyAt, r.IPs = now(), ips })
+	}
+	if err != nil {
+		s.tell(context.WithoutCancel(ctx), nri.StopSandbox)
+		s.tell(context.WithoutCancel(ctx), nri.RemoveSandbox)
 	}
 	return err
+}
+
+func (s *Sandbox) askRun(ctx context.Context) error {
+	h := s.m.hooks()
+	if h == nil {
+		return nil
+	}
+	s.ops.doing(askingPlugins)
+	defer s.ops.doing("")
+	return h.Ask(ctx, nri.RunSandbox, s.forHooks(), nil)
 }
 
 // statusPatience bounds the wait for network plugins that have just been asked for their status: after a start of the daemon a

@@ -159,11 +159,15 @@ func (s *Sandbox) resolvConf() ([]byte, error) {
 }
 
 func (s *Sandbox) makeNamespaces(context.Context) error {
+	return s.m.parts.Host.CreateNamespaces(s.namespaceRequest())
+}
+
+func (s *Sandbox) namespaceRequest() NamespaceRequest {
 	r := NamespaceRequest{Pins: s.paths.pins, Sysctls: s.Config.GetLinux().GetSysctls(), UserNS: s.userNS}
 	if s.paths.pins.UTS != "" {
 		r.Hostname = s.hostname()
 	}
-	return s.m.parts.Host.CreateNamespaces(r)
+	return r
 }
 
 func (s *Sandbox) removeNamespaces(context.Context) error {

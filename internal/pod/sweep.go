@@ -50,6 +50,7 @@ func (m *Manager) sweep(ctx context.Context, rep *report) {
 		}
 		rep.count(&rep.Swept)
 	}
+	m.sweepRestores(rep, containers)
 	rootfses, err := m.parts.Images.Rootfses()
 	if err != nil {
 		rep.trouble(fmt.Errorf("sweep: list root file systems: %w", err))
@@ -140,6 +141,24 @@ func (m *Manager) sweepSandbox(ctx context.Context, id string) error {
 		return err // the folders stay, so that the next start finds it again
 	}
 	return errors.Join(mount.RemoveAll(state), mount.RemoveAll(filepath.Join(m.podsDir(), id)))
+}
+
+// sweepRestores removes what no container is restored from any more.
+func (m *Manager) sweepRestores(rep *report, containers []string) {
+	entries, err := os.ReadDir(m.restoresDir())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		rep.trouble(fmt.Errorf("sweep: %w", err))
+	}
+	for _, e := range entries {
+		if slices.Contains(containers, e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(m.restoreDir(e.Name())); err != nil {
+			rep.trouble(fmt.Errorf("sweep: %w", err))
+			continue
+		}
+		rep.count(&rep.Swept)
+	}
 }
 
 // sweepContainer removes a writable layer that no record owns, and what is left of its container.

@@ -52,6 +52,9 @@ type CreateTask struct {
 	LogFolder string
 	// Stdin keeps a stdin for attach, which StdinOnce closes when the first client has gone.
 	Stdin, StdinOnce bool
+	// Checkpoint is the folder of a checkpoint, as Checkpoint has written it for its own, that Start restores in place of running the spec's process; empty: none. The
+	// folder must stay until Start is done, and CRIU writes its log there.
+	Checkpoint string
 	// IOUID and IOGID own the pipes of its stdio: the host's IDs of the root of its user namespace, or 0.
 	IOUID, IOGID uint32
 }
@@ -187,6 +190,14 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 	if err != nil {
 		return translate("create", t.ID, err)
 	}
+	if t.Checkpoint != "" {
+		if err = findCRIU(); err == nil {
+			err = configureCRIU(t.Checkpoint)
+		}
+		if err != nil {
+			return translate("create", t.ID, err)
+		}
+	}
 	s.runtime.moves.Begin(s.runtime.cgroups) // Start follows, and with it the container's init into its cgroup
 	options, err := proto.Marshal(&shimpb.CreateOptions{
 		Runtime: h.Path, RuntimeRoot: h.Root, SystemdCgroup: h.SystemdCgroup, Native: h.Native, RuntimeArgs: h.Args,
@@ -197,7 +208,7 @@ func (s *Shim) Create(ctx context.Context, t CreateTask) error {
 		return translate("create", t.ID, err)
 	}
 	return s.taskCall(ctx, once, "create", t.ID, func(c task.TaskService) error {
-		_, err := c.Create(ctx, &task.CreateTaskRequest{Id: t.ID, Bundle: t.Bundle,
+		_, err := c.Create(ctx, &task.CreateTaskRequest{Id: t.ID, Bundle: t.Bundle, Checkpoint: t.Checkpoint,
 			Options: &anypb.Any{TypeUrl: shimapi.CreateOptionsTypeURL, Value: options}})
 		return err
 	})
