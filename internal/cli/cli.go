@@ -98,7 +98,7 @@ func (c *CLI) newRoot() *cobra.Command {
 		root.AddCommand(commands...)
 	}
 	group("see", c.podsCommand(), c.psCommand(), c.imagesCommand(), c.inspectCommand(), c.logsCommand(), c.eventsCommand(), c.statsCommand(), c.topCommand())
-	group("do", c.pullCommand(), c.runCommand(), c.execCommand(), c.attachCommand(), c.portForwardCommand(), c.checkpointCommand(), c.stopCommand(), c.rmCommand(), c.rmiCommand("rmi"))
+	group("do", c.pullCommand(), c.runCommand(), c.execCommand(), c.attachCommand(), c.portForwardCommand(), c.checkpointCommand(), c.restoreCommand(), c.stopCommand(), c.rmCommand(), c.rmiCommand("rmi"))
 	group("daemon", c.infoCommand(), c.doctorCommand(), c.debugCommand(), c.versionCommand(), c.configCommand(), c.demoCommand())
 	if c.o.Serve != nil {
 		group("daemon", c.serveCommand())

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/test/daemon"
@@ -142,25 +141,5 @@ func TestTwoContainersOfOneNameAndAttemptAreRefused(t *testing.T) {
 	pod, err := k.TryRunPod(p.Config)
 	if err != nil || pod.ID != p.ID {
 		t.Errorf("the same sandbox again: %v, %v; want %s", pod, err, p.ID)
-	}
-}
-
-func TestWhatComesLaterSaysSo(t *testing.T) {
-	t.Parallel()
-	berthOnly(t)
-	k := node(t, daemon.Spec{})
-	ctx, r := k.Ctx(), k.D.Runtime
-	c := k.RunPod(k.PodConfig("later")).Start(k.Forever("main"))
-	for name, call := range map[string]func() error{
-		"CheckpointPod": func() error {
-			_, err := r.CheckpointPod(ctx, &cri.CheckpointPodRequest{PodSandboxId: c.Pod.ID})
-			return err
-		},
-		"RestorePod": func() error { _, err := r.RestorePod(ctx, &cri.RestorePodRequest{}); return err },
-	} {
-		wantError(t, call(), []codes.Code{codes.Unimplemented}, name)
-	}
-	if strings.Contains(k.D.Log(), "panic") {
-		t.Error("the daemon panicked")
 	}
 }

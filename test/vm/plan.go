@@ -67,7 +67,7 @@ func (o options) plan() []step {
 		{Name: "service-restored", Package: "test/vm/service", Run: "TestAfterThePowerCut", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
 		{Name: "systemd", Package: "test/integration", Run: ofMachine, Env: vmEnv(systemdDriver), Limit: 15 * time.Minute},
 		{Name: "handlers", Package: "test/integration", Run: "^TestAHandlersCgroupDriver$", Env: vmEnv(systemdDriver), Limit: 3 * time.Minute},
-		{Name: "checkpoint", Package: "test/integration", Run: "^TestACheckpoint", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
+		{Name: "checkpoint", Package: "test/integration", Run: "^TestACheckpoint|^TestAPodIsRestored", Env: vmEnv(systemdDriver), Limit: 5 * time.Minute},
 		{Name: "cgroupfs", Package: "test/integration", Run: ofDrivers, Env: vmEnv(), Limit: 10 * time.Minute},
 	}
 	if _, err := os.Stat("bin/containerd/containerd"); err == nil { // on request: `make bin/containerd/containerd-shim-runc-v2`

@@ -52,7 +52,7 @@ const endTime = time.Minute
 // Run runs the pod. Attached, it returns when the pod has ended or ctx has; then the pod is removed unless it is to be kept.
 func Run(ctx context.Context, r Request) (Result, error) {
 	if r.Pod.UID == "" {
-		r.Pod.UID = apitypes.UID(newUID())
+		r.Pod.UID = apitypes.UID(NewUID())
 	}
 	run := &run{Request: r, images: map[string]*runtimeapi.Image{}, logs: newMux(r.Out, r.Err, r.Pod)}
 	code, err := run.up(ctx)
@@ -71,8 +71,8 @@ func Run(ctx context.Context, r Request) (Result, error) {
 	return res, errors.Join(err, run.down(end))
 }
 
-// newUID is a random UUID.
-func newUID() string {
+// NewUID is a random UUID, for a pod.
+func NewUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // it never fails: see its documentation
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
