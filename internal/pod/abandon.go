@@ -20,48 +20,57 @@ type ending struct {
 
 func (e *ending) begin() { e.once.Do(func() { close(e.c) }) }
 
-// specResult is what came of making a spec.
-type specResult struct {
-	spec ContainerSpec
-	err  error
+// result is what came of a piece of work.
+type result[T any] struct {
+	value T
+	err   error
 }
 
-// makeSpecUnlessEnding makes a container's spec, for which volumes are looked at. One whose file system does not answer does not keep its pod from
-// being stopped: it is left to itself then, and what comes of it to nobody. ErrState.
+// makeSpecUnlessEnding makes a container's spec, for which volumes are looked at. ErrState as unlessEnding has it.
 func (c *Container) makeSpecUnlessEnding(r SpecRequest) (ContainerSpec, error) {
+	return unlessEnding(c, func(doing func(string)) (ContainerSpec, error) {
+		r.Doing = doing
+		return c.m.parts.Specs.Container(r)
+	})
+}
+
+// unlessEnding does work that looks at file systems of others, and tells what it is doing. One that does not answer does not keep the container's pod from
+// being stopped: the work is left to itself then, and what comes of it to nobody. ErrState.
+func unlessEnding[T any](c *Container, work func(doing func(string)) (T, error)) (T, error) {
 	var left atomic.Bool
-	r.Doing = func(what string) {
+	doing := func(what string) {
 		if !left.Load() {
 			c.ops.doing(what)
 		}
 	}
 	defer c.ops.doing("")
-	made := make(chan specResult, 1)
+	done := make(chan result[T], 1)
 	go func() {
-		var res specResult
+		var res result[T]
 		defer func() {
 			if p := recover(); p != nil {
 				res.err = fmt.Errorf("panic: %v", p)
-				c.log.Error("making a spec panicked", "panic", p, "stack", string(debug.Stack()))
+				c.log.Error("work for a container panicked", "panic", p, "stack", string(debug.Stack()))
 			}
-			made <- res
+			done <- res
 		}()
-		res.spec, res.err = c.m.parts.Specs.Container(r)
+		res.value, res.err = work(doing)
 	}()
 	select {
-	case res := <-made:
-		return res.spec, res.err
+	case res := <-done:
+		return res.value, res.err
 	case <-c.sandbox.ending.c:
 	}
 	if c.m.abandoned.Add(1) > maxAbandoned {
 		c.m.abandoned.Add(-1)
-		res := <-made
-		return res.spec, res.err
+		res := <-done
+		return res.value, res.err
 	}
 	left.Store(true)
 	go func() {
-		<-made
+		<-done
 		c.m.abandoned.Add(-1)
 	}()
-	return ContainerSpec{}, fmt.Errorf("%s is being stopped: %w", c.sandbox, ErrState)
+	var none T
+	return none, fmt.Errorf("%s is being stopped: %w", c.sandbox, ErrState)
 }

@@ -109,10 +109,11 @@ func (c *Container) startTask(ctx context.Context) error {
 	task := runtime.CreateTask{ID: c.ID, Bundle: c.paths.bundle, Handler: c.sandbox.Handler, LogPath: c.paths.log, LogFolder: c.sandbox.Config.GetLogDirectory(),
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), IOUID: uint32(uid), IOGID: uint32(gid)}
 	begin := func(ctx context.Context) error {
-		if err := shim.Create(ctx, task); err != nil {
+		// The shim opens the log, and starts nothing yet.
+		_, err := unlessEnding(c, func(func(string)) (struct{}, error) { return struct{}{}, shim.Create(ctx, task) })
+		if err != nil {
 			return err
 		}
-		var err error
 		pid, err = shim.Start(ctx, c.ID)
 		return err
 	}
@@ -170,9 +171,13 @@ func (c *Container) checkLog() error {
 		return nil
 	}
 	dir := filepath.Dir(c.paths.log)
-	c.ops.doing("log folder " + dir)
-	defer c.ops.doing("")
-	info, err := os.Stat(dir)
+	info, err := unlessEnding(c, func(doing func(string)) (os.FileInfo, error) {
+		doing("log folder " + dir)
+		return os.Stat(dir)
+	})
+	if errors.Is(err, ErrState) {
+		return err
+	}
 	if err == nil && !info.IsDir() {
 		err = errors.New("not a folder")
 	}

@@ -22,7 +22,7 @@ import (
 // hung is a file system whose server never answers, as that of a dead CSI driver or NFS server: each look at it waits until mend is called.
 func hung(t *testing.T, dir string) (mend func()) {
 	t.Helper()
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	server, err := syscall.Open("/dev/fuse", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
@@ -91,4 +91,45 @@ func TestAVolumeThatHangsHoldsUpOnlyItsContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantError(t, create(other, time.Minute), append(invalid, failures...), dir, "mounts[0]")
+}
+
+// TestALogFolderThatHangsKeepsNoPod is of a folder of logs on a file system that stops to answer before a container is created, or before it is started.
+func TestALogFolderThatHangsKeepsNoPod(t *testing.T) {
+	t.Parallel()
+	berthOnly(t)
+	k := node(t, daemon.Spec{})
+	for _, request := range []string{"CreateContainer", "StartContainer"} {
+		t.Run(request, func(t *testing.T) {
+			p := k.RunPod(k.PodConfig(strings.ToLower(request)))
+			spec := k.Forever("main")
+			logs := filepath.Dir(filepath.Join(p.Config.LogDirectory, spec.LogPath))
+			if err := os.MkdirAll(logs, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			create := &cri.CreateContainerRequest{PodSandboxId: p.ID, Config: spec, SandboxConfig: p.Config}
+			ask := func(ctx context.Context) error { _, err := k.D.Runtime.CreateContainer(ctx, create); return err }
+			what := "in stage log folder " + logs
+			if request == "StartContainer" {
+				made, err := k.D.Runtime.CreateContainer(k.Ctx(), create)
+				if err != nil {
+					t.Fatal(err)
+				}
+				start := &cri.StartContainerRequest{ContainerId: made.ContainerId}
+				ask = func(ctx context.Context) error { _, err := k.D.Runtime.StartContainer(ctx, start); return err }
+				what = "StartContainer has been running"
+			}
+			hung(t, logs)
+			ctx, cancel := context.WithTimeout(k.Ctx(), 2*time.Second)
+			defer cancel()
+			wantError(t, ask(ctx), []codes.Code{codes.DeadlineExceeded})
+			kubelet.Eventually(t, 10*time.Second, func() string {
+				if !strings.Contains(k.D.Log(), what) {
+					return "the log does not tell what hangs"
+				}
+				return ""
+			})
+			equal(t, "another container of the pod", p.Start(k.Forever("beside")).Exec("echo runs"), "runs")
+			p.Remove() // stopped first, as a kubelet does
+		})
+	}
 }
