@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,6 +53,12 @@ func (c *CLI) prepareDoctor(d *doctor.Doctor) error {
 	d.Config, d.Origins, d.ConfigError = config.Load(config.Options{File: c.config})
 	if d.ConfigError != nil {
 		d.Config = config.Defaults()
+	}
+	d.Version, d.ConfigDir = c.o.Version, filepath.Dir(config.File)
+	if c.config != "" {
+		if file, err := filepath.Abs(c.config); err == nil {
+			d.ConfigDir = filepath.Dir(file)
+		}
 	}
 	endpoint := c.socket
 	if endpoint == "" && d.ConfigError == nil {

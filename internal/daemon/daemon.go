@@ -190,7 +190,11 @@ func (d *daemon) reload() {
 		from[key] = origins[key]
 	}
 	d.inForce.Store(&inForce{&merged, from})
-	d.log.Info("reloaded", "changed", changed, "needs_restart", restart)
+	if len(restart) > 0 {
+		d.log.Warn("reloaded; some changes wait for a restart", "changed", changed, "needs_restart", restart)
+		return
+	}
+	d.log.Info("reloaded", "changed", changed)
 }
 
 // describe adds the names that people know to a log line about a request that has only IDs.

@@ -76,7 +76,7 @@ func (d *Doctor) checkSocket(ctx context.Context, r report) {
 			"the daemon at %s does not answer%s", path, silence(err))
 		return
 	}
-	d.client = client
+	d.client, d.running = client, version.GetRuntimeVersion()
 	if version.GetRuntimeName() != "berth" {
 		r.fail("say with --socket where Berth's is", "%s belongs to %s", path, version.GetRuntimeName())
 		return

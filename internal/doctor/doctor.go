@@ -64,6 +64,10 @@ type Doctor struct {
 	ConfigError error
 	// Origins says where Config's values come from.
 	Origins config.Origins
+	// ConfigDir is the folder of the configuration; a daemon whose files are elsewhere is not compared with it.
+	ConfigDir string
+	// Version is this program's; empty: the daemon's is not compared with it.
+	Version string
 	// Connect makes a client of the daemon's socket.
 	Connect func(context.Context) (runtimeapi.RuntimeServiceClient, error)
 	// Root is put before the paths of the machine's own files (/proc, /etc, /var/lib/kubelet …): tests have a machine of files.
@@ -75,9 +79,10 @@ type Doctor struct {
 	// Registries are asked for an answer, each with its mirrors.
 	Registries []string
 
-	client runtimeapi.RuntimeServiceClient
-	info   map[string]string // of the daemon's verbose status
-	found  []Finding
+	client  runtimeapi.RuntimeServiceClient
+	running string            // the daemon's version
+	info    map[string]string // of the daemon's verbose status
+	found   []Finding
 
 	// What is no file of the machine's; nil: the kernel is asked.
 	fakeStatfs func(dir string, st *syscall.Statfs_t) error
@@ -95,6 +100,7 @@ var checks = []check{
 	{"config", (*Doctor).checkConfig},
 	{"socket", (*Doctor).checkSocket},
 	{"status", (*Doctor).checkStatus},
+	{"restart", (*Doctor).checkRestart},
 	{"operations", (*Doctor).checkOperations},
 	{"kubelet", (*Doctor).checkKubelet},
 	{"cgroups", (*Doctor).checkCgroups},

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -107,13 +108,23 @@ func healthy(t *testing.T) *machine {
 	}
 	for p, text := range map[string]string{
 		"/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids", "/proc/sys/kernel/osrelease": "6.12.41-cloud", "/proc/filesystems": "nodev\toverlay\n\text4",
-		"/proc/sys/kernel/seccomp/actions_avail": "kill_process errno allow", "/sys/module/apparmor/parameters/enabled": "Y", "/usr/sbin/apparmor_parser": "",
+		"/proc/sys/kernel/seccomp/actions_avail": "kill_process errno allow", "/sys/module/apparmor/parameters/enabled": "Y", "/usr/sbin/apparmor_parser": "", "/usr/sbin/iptables": "",
 		"/proc/sys/net/ipv4/ip_forward": "1", "/proc/sys/fs/inotify/max_user_instances": "1024", "/proc/sys/fs/inotify/max_user_watches": "524288",
 		"/proc/sys/kernel/pid_max": "4194304", "/var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: unix://" + cfg.Socket + "\ncgroupDriver: systemd\n",
 	} {
 		m.file("/machine"+p, text)
 	}
 	return m
+}
+
+// inForce has the daemon tell that it runs with c.
+func (m *machine) inForce(c *config.Config, o config.Origins) {
+	m.Helper()
+	text, err := json.Marshal(map[string]any{"berth": config.Entries(c, o)})
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.daemon.status.Info["config"] = string(text)
 }
 
 // disk has a file system that is as it should be, but for what change does to it.
@@ -199,7 +210,7 @@ func TestAHealthyNodeHasNoFindings(t *testing.T) {
 	for _, f := range all {
 		seen[f.Check] = true
 	}
-	for _, name := range []string{"config", "socket", "status", "operations", "kubelet", "cgroups", "kernel", "security", "sysctl", "network", "runtime", "storage", "images", "clock", "leftover"} {
+	for _, name := range []string{"config", "socket", "status", "restart", "operations", "kubelet", "cgroups", "kernel", "security", "sysctl", "network", "runtime", "storage", "images", "clock", "leftover"} {
 		if !seen[name] {
 			t.Errorf("check %s says nothing", name)
 		}
@@ -238,6 +249,14 @@ var broken = map[string]struct {
 	"a stage hangs, and its caller has left": {func(m *machine) {
 		m.daemon.status.Info["work"] = `[{"method":"RunPodSandbox","object":"sandbox 0123 (default/web)","seconds":95.2,"stage":"network for 1m34s"}]`
 	}, "operations", Warn, "RunPodSandbox of sandbox 0123 (default/web) has been running for 1m35s: it is in stage network for 1m34s"},
+	"daemon of before an upgrade": {func(m *machine) { m.Version = "v2" }, "restart", Warn, "the daemon is version v1, this program v2"},
+	"changed file": {func(m *machine) {
+		m.Origins = config.Origins{"root": "/etc/berth/config.toml:2", "log.level": "/etc/berth/config.d/log.toml:3"}
+		now := *m.Config
+		now.Log.Level = "debug"
+		m.inForce(m.Config, config.Origins{"root": "flag --root"})
+		m.Config = &now
+	}, "restart", Warn, "its files say now: log.level"},
 	"another version's status": {func(m *machine) { m.daemon.status.Info["work"] = `{}` }, "operations", Warn, "work cannot be read"},
 	"kubelet elsewhere": {func(m *machine) {
 		m.file("/machine/var/lib/kubelet/kubeadm-flags.env", `KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock"`)
@@ -264,6 +283,7 @@ var broken = map[string]struct {
 	"no CNI configuration":    {func(m *machine) { m.remove("/net.d") }, "network", Fail, "has no configuration"},
 	"CNI file cut off":        {func(m *machine) { m.file("/net.d/00-first.conflist", `{"name":`) }, "network", Fail, "00-first.conflist"},
 	"CNI plugin missing":      {func(m *machine) { m.remove("/cni/portmap") }, "network", Fail, "plugin portmap"},
+	"no packet filter":        {func(m *machine) { m.remove("/machine/usr/sbin/iptables") }, "network", Fail, "portmap"},
 	"IPAM plugin missing":     {func(m *machine) { m.remove("/cni/host-local") }, "network", Fail, "plugin host-local"},
 	"runc missing":            {func(m *machine) { m.remove("/runc") }, "runtime", Fail, "handler runc"},
 	"runc broken":             {func(m *machine) { m.program("/runc", "echo cannot execute >&2; exit 126") }, "runtime", Fail, "does not run"},
@@ -309,6 +329,22 @@ var broken = map[string]struct {
 	"clock runs free":   {func(m *machine) { m.fakeClock = func() (bool, error) { return false, nil } }, "clock", Warn, "clock"},
 	"registry away":     {func(m *machine) { m.Registries = []string{"127.0.0.1:1"} }, "registry", Fail, "none of its 1 hosts"},
 	"registry misspelt": {func(m *machine) { m.Registries = []string{"https://x"} }, "registry", Fail, "no registry's name"},
+}
+
+func TestADaemonWithOtherFilesOrFlagsIsNotTakenForAnOldOne(t *testing.T) {
+	for name, theirs := range map[string]config.Origins{
+		"files elsewhere": {"log.level": "/tmp/other/config.toml:3"},
+		"a flag":          {"log.level": "flag --log-level"},
+	} {
+		m := healthy(t)
+		m.ConfigDir, m.Origins = "/etc/berth", config.Origins{"log.level": "/etc/berth/config.toml:3"}
+		other := *m.Config
+		other.Log.Level = "debug"
+		m.inForce(&other, theirs)
+		if bad := problems(m.Doctor.Run(t.Context())); len(bad) > 0 {
+			t.Errorf("%s: %+v", name, bad)
+		}
+	}
 }
 
 func TestEachBrokenSetUpIsFoundAndNamed(t *testing.T) {

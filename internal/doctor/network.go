@@ -21,8 +21,9 @@ import (
 
 // plugin is what counts of a CNI plugin's configuration here.
 type plugin struct {
-	Type string `json:"type"`
-	IPAM struct {
+	Type   string `json:"type"`
+	IPMasq bool   `json:"ipMasq"`
+	IPAM   struct {
 		Type    string `json:"type"`
 		DataDir string `json:"dataDir"`
 	} `json:"ipam"`
@@ -44,6 +45,16 @@ func (c conflist) programs() []string {
 	}
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return n == "" })
+}
+
+// filters are the plugins that set up packet filter rules, by programs that they start.
+func (c conflist) filters() (names []string) {
+	for _, p := range c.plugins() {
+		if p.Type == "portmap" || p.Type == "firewall" || p.IPMasq {
+			names = append(names, p.Type)
+		}
+	}
+	return names
 }
 
 // errNoNetwork means that no network is configured.
@@ -93,6 +104,9 @@ func (d *Doctor) checkNetwork(ctx context.Context, r report) {
 	}
 	if missing > 0 {
 		return
+	}
+	if filters := list.filters(); len(filters) > 0 && !d.hasProgram("iptables") && !d.hasProgram("nft") {
+		r.fail("install the package iptables, or nftables", "the CNI plugins %s of %s need iptables or nft, and neither is there", strings.Join(filters, ", "), file)
 	}
 	r.ok("CNI configuration %s (network %s) with the plugins %s", file, list.Name, strings.Join(list.programs(), ", "))
 	if d.NetworkTest {

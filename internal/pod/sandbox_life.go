@@ -91,7 +91,7 @@ func (s *Sandbox) runWith(ctx context.Context, fill func(context.Context) error)
 	if s.paths.pins.Net != "" {
 		if err := s.networkReady(ctx); err != nil {
 			s.forget()
-			return fmt.Errorf("%s: network is not ready: %w: %w", s, ErrUnavailable, err)
+			return fmt.Errorf("%s: %w: %w", s, ErrUnavailable, err)
 		}
 	}
 	// The record comes before the first side effect: from here on a crash finds what to release.

@@ -52,7 +52,7 @@ func TestDoctorOfANodeThatWorks(t *testing.T) {
 			t.Errorf("%s: %s: %s", f.Check, f.Level, f.Text)
 		}
 	}
-	for _, check := range []string{"config", "socket", "status", "operations", "network", "runtime", "registry", "leftover"} {
+	for _, check := range []string{"config", "socket", "status", "restart", "operations", "network", "runtime", "registry", "leftover"} {
 		if !well[check] {
 			t.Errorf("check %s says nothing in %s", check, out)
 		}
