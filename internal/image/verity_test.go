@@ -71,10 +71,65 @@ func TestTheKernelGuardsLayers(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	wantThree(t, rootOf(t, s, mustPull(t, s, ref), "e", nil))
-	for _, blob := range blobsOf(t, s) {
-		if _, err := verity.Measure(blob); err != nil {
-			t.Error(err)
+	assertGuarded(t, s, 3)
+}
+
+// assertGuarded: the kernel guards each layer as is recorded, and lets nobody write to it.
+func assertGuarded(t *testing.T, s *Store, layers int) {
+	t.Helper()
+	blobs := blobsOf(t, s)
+	if len(blobs) != layers {
+		t.Errorf("%d blobs, want %d", len(blobs), layers)
+	}
+	for _, blob := range blobs {
+		is, err := verity.Measure(blob)
+		recorded, rerr := os.ReadFile(blob + veritySuffix)
+		if err := errors.Join(err, rerr); err != nil || is != string(recorded) {
+			t.Errorf("it measures %s, recorded is %s, %v", is, recorded, err)
 		}
+		if f, err := os.OpenFile(blob, os.O_RDWR, 0); err == nil {
+			f.Close()
+			t.Error("a layer can be written to")
+		}
+	}
+}
+
+// TestWhatIsMendedIsGuardedAgain has the lowest of three layers be lost or replaced in each way, and a container that runs on it meanwhile.
+func TestWhatIsMendedIsGuardedAgain(t *testing.T) {
+	for name, damage := range map[string]func(blob string) error{
+		"lost":                 os.Remove,
+		"lost with its record": func(blob string) error { return errors.Join(os.Remove(blob), os.Remove(blob+veritySuffix)) },
+		"lost with its folder": func(blob string) error { return os.RemoveAll(filepath.Dir(blob)) },
+		"cut and not guarded": func(blob string) error {
+			return errors.Join(os.Remove(blob), os.WriteFile(blob, make([]byte, 100), 0o600))
+		},
+		"another that is guarded": func(blob string) error {
+			return errors.Join(os.Remove(blob), os.WriteFile(blob, make([]byte, 8192), 0o600), verity.Enable(blob))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, reg := withVerity(t), newRegistry(t)
+			cfg := filepath.Join(dir, "store")
+			s := openWith(t, cfg, guarded)
+			ref := reg.push(t, "app:1", threeLayers(t))
+			before := rootOf(t, s, mustPull(t, s, ref), "before", nil)
+			if err := damage(blobsOf(t, s)[0]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Check(t.Context(), CheckRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Status(ref); !errors.Is(err, ErrNotFound) {
+				t.Errorf("it is still listed: %v", err)
+			}
+			im := mustPull(t, s, ref)
+			wantThree(t, rootOf(t, s, im, "after", nil))
+			wantThree(t, before)
+			assertGuarded(t, s, 3)
+			if r, err := s.Check(t.Context(), CheckRequest{}); err != nil || r.Damaged != 0 {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
 	}
 }
 
@@ -127,6 +182,7 @@ func TestABlockThatRotsUnderAGuardedLayerIsNeverRead(t *testing.T) {
 	if readInRootfs(t, s, mustPull(t, s, ref), "f") != content {
 		t.Error("content is wrong after another pull")
 	}
+	assertGuarded(t, s, 1)
 }
 
 func TestAGuardedBlobIsKnownByItsDigest(t *testing.T) {

@@ -83,7 +83,7 @@ func (o options) plan() []step {
 
 const (
 	// ofKernel are tests of layers: fs-verity, and EROFS files on a kernel before 6.15.
-	ofKernel = "^Test(TheKernelGuards|ABlockThatRots|AGuardedBlob|RootFileSystemsOfBoth|LayersOfBoth|AnErofsLayerIs|ADamagedBlobIs|OneImageIsPulled|AHandlersSnapshotter)"
+	ofKernel = "^Test(TheKernelGuards|ABlockThatRots|AGuardedBlob|WhatIsMendedIsGuarded|RootFileSystemsOfBoth|LayersOfBoth|AnErofsLayerIs|ADamagedBlobIs|OneImageIsPulled|AHandlersSnapshotter)"
 	// ofMachine are tests of what this machine has and others may lack: limits and statistics of cgroup v2, confinement by AppArmor, capabilities,
 	// user namespaces of a kernel before 6.15; and one or two of each other thing that a pod is made of. All of them would take hours.
 	ofMachine = "^Test(AppArmor|ALocalSeccomp|SecurityContextIs|Capabilities|Privileged|Limits|ResourcesAre|UnifiedResources|AnUpdateIs|APodsResources|HowAContainerEnded|" +
