@@ -15,13 +15,11 @@ import (
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-run/berth/internal/image/erofs"
 	"github.com/berth-run/berth/internal/linux/fsys"
@@ -108,68 +106,6 @@ func (c *checking) records(context.Context) error {
 		c.damage(Damage{Kind: "record", Object: filepath.Base(c.s.bolt.Path()), Reason: found})
 	}
 	return tx.Rollback()
-}
-
-// images finds out which image has what. One whose documents cannot be read has those that can.
-func (c *checking) images(ctx context.Context) error {
-	all, err := c.s.images.List(ctx)
-	if err != nil {
-		return err
-	}
-	listed := c.s.index.Load().byRef
-	for _, im := range all {
-		c.Images++
-		own := func(id string) { c.owners[id] = append(c.owners[id], im.Name) }
-		t, err := c.s.walk(im.Target, func(_ string, desc ocispec.Descriptor) ([]byte, error) {
-			own(desc.Digest.String())
-			return c.s.readDocument(ctx, desc)
-		})
-		if err != nil {
-			c.broken[im.Name] = struct{}{}
-			c.lost(ctx, im, err)
-			continue
-		}
-		if _, ok := listed[im.Name]; !ok {
-			c.broken[im.Name] = struct{}{}
-		}
-		if id, ok := listed[im.Name]; ok && c.s.index.Load().byID[id].Snapshotter != "" {
-			if err := c.remoteLayers(ctx, *c.s.index.Load().byID[id], im.Name); err != nil {
-				return err
-			}
-		} else {
-			c.tops[im.Name] = t.top()
-		}
-		for i := range t.layers {
-			own(t.chain[i].String())
-		}
-		kept, err := c.s.keepsLayers(ctx, t)
-		if err != nil {
-			return err
-		}
-		if !kept { // a blob that is here is a pull's of another image
-			continue
-		}
-		for _, l := range slices.Concat(t.layers, t.unnamed) {
-			own(l.Digest.String())
-		}
-	}
-	return nil
-}
-
-// lost reports documents that are in no books any more: blobs does not come by them.
-func (c *checking) lost(ctx context.Context, im images.Image, err error) {
-	if !errdefs.IsNotFound(err) {
-		return
-	}
-	for id, names := range c.owners {
-		d := digest.Digest(id)
-		if !slices.Contains(names, im.Name) || d.Validate() != nil {
-			continue
-		}
-		if _, err := c.s.content.Info(ctx, d); errdefs.IsNotFound(err) {
-			c.damage(Damage{Kind: "blob", Object: id, Reason: err, Images: names, Quarantined: true})
-		}
-	}
 }
 
 func (c *checking) blobs(ctx context.Context) error {
@@ -368,6 +304,9 @@ func (c *checking) repair(ctx context.Context) error {
 	for _, name := range names {
 		_, err := c.s.Status(name)
 		if isNotFound(err) {
+			if c.removed(ctx, name) {
+				continue
+			}
 			_, err = c.s.Pull(ctx, PullRequest{Ref: name})
 		}
 		if ctx.Err() != nil {

@@ -70,7 +70,7 @@ func (s *Store) Prune(ctx context.Context, r PruneRequest) ([]Pruned, error) {
 }
 
 // pruneDamaged removes images that are not listed: nobody else would, and containers that run on what is left of one keep that.
-func (s *Store) pruneDamaged(ctx context.Context, r PruneRequest, kept map[digest.Digest]bool) (out []Pruned, err error) {
+func (s *Store) pruneDamaged(ctx context.Context, r PruneRequest, kept map[digest.Digest]bool) (out []Pruned, _ error) {
 	byTarget := map[digest.Digest]*Pruned{}
 	pinned := map[digest.Digest]bool{}
 	damaged := s.index.Load().damaged
@@ -94,6 +94,7 @@ func (s *Store) pruneDamaged(ctx context.Context, r PruneRequest, kept map[diges
 		if pinned[target] || r.InUse()[p.ID] {
 			continue
 		}
+		var err error
 		if readable {
 			err = s.partsOf(scoped(ctx), t, s.sizesOf(""), func(id digest.Digest, bytes int64) {
 				if !kept[id] {
