@@ -109,6 +109,7 @@ var checks = []check{
 	{"sysctl", (*Doctor).checkSysctls},
 	{"network", (*Doctor).checkNetwork},
 	{"runtime", (*Doctor).checkRuntimes},
+	{"checkpoint", (*Doctor).checkCheckpoints},
 	{"storage", (*Doctor).checkStorage},
 	{"images", (*Doctor).checkImages},
 	{"registry", (*Doctor).checkRegistries},

@@ -210,7 +210,7 @@ func TestAHealthyNodeHasNoFindings(t *testing.T) {
 	for _, f := range all {
 		seen[f.Check] = true
 	}
-	for _, name := range []string{"config", "socket", "status", "restart", "operations", "kubelet", "cgroups", "kernel", "security", "sysctl", "network", "runtime", "storage", "images", "clock", "leftover"} {
+	for _, name := range []string{"config", "socket", "status", "restart", "operations", "kubelet", "cgroups", "kernel", "security", "sysctl", "network", "runtime", "checkpoint", "storage", "images", "clock", "leftover"} {
 		if !seen[name] {
 			t.Errorf("check %s says nothing", name)
 		}
@@ -316,10 +316,17 @@ var broken = map[string]struct {
 		m.file("/machine/var/lib/cni/networks/pods/10.88.0.7", "0123\neth0")
 		m.old("/machine/var/lib/cni/networks/pods/10.88.0.7")
 	}, "leftover", Warn, "10.88.0.7 is held for 0123"},
-	"disk nearly full":    {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Bavail = 120 }) }, "storage", Warn, "12 % of the space"},
-	"disk full":           {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Bavail = 3 }) }, "storage", Fail, "0 % of the space"},
-	"no inodes":           {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Ffree = 40 }) }, "storage", Fail, "4 % of the inodes"},
-	"disk is read-only":   {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Flags = syscall.MS_RDONLY }) }, "storage", Fail, "read-only"},
+	"disk nearly full":  {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Bavail = 120 }) }, "storage", Warn, "12 % of the space"},
+	"disk full":         {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Bavail = 3 }) }, "storage", Fail, "0 % of the space"},
+	"no inodes":         {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Ffree = 40 }) }, "storage", Fail, "4 % of the inodes"},
+	"disk is read-only": {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Flags = syscall.MS_RDONLY }) }, "storage", Fail, "read-only"},
+	"nothing can be made": {func(m *machine) {
+		m.remove("/root", "/state")
+		m.disk(func(st *syscall.Statfs_t) { st.Flags = syscall.MS_RDONLY })
+	}, "storage", Fail, "read-only"},
+	"CRIU of another kernel": {func(m *machine) {
+		m.program("/machine/usr/sbin/criu", "echo 'Error (criu/kerndat.c:1): mmap_min_addr is low' >&2; exit 1")
+	}, "checkpoint", Warn, "exit status 1: Error (criu/kerndat.c:1): mmap_min_addr is low"},
 	"root on an overlay":  {func(m *machine) { m.disk(func(st *syscall.Statfs_t) { st.Type = 0x794c7630 }) }, "images", Fail, "lies on overlayfs"},
 	"no EROFS":            {func(m *machine) { m.Config.Images.Snapshotter = "erofs" }, "images", Fail, "mounts no EROFS"},
 	"unknown snapshotter": {func(m *machine) { m.Config.Images.Snapshotter = "stargz" }, "images", Fail, "stargz is none"},
@@ -329,6 +336,16 @@ var broken = map[string]struct {
 	"clock runs free":   {func(m *machine) { m.fakeClock = func() (bool, error) { return false, nil } }, "clock", Warn, "clock"},
 	"registry away":     {func(m *machine) { m.Registries = []string{"127.0.0.1:1"} }, "registry", Fail, "none of its 1 hosts"},
 	"registry misspelt": {func(m *machine) { m.Registries = []string{"https://x"} }, "registry", Fail, "no registry's name"},
+}
+
+func TestAModuleThatIsNotLoadedYetIsThere(t *testing.T) {
+	m := healthy(t)
+	m.file("/machine/proc/filesystems", "ext4")
+	m.file("/machine/lib/modules/6.12.41-cloud/modules.dep", "kernel/fs/overlayfs/overlay.ko.xz:\nkernel/fs/erofs/erofs.ko.xz: kernel/lib/libcrc32c.ko.xz\n")
+	m.Config.Images.Snapshotter = "erofs"
+	if bad := problems(m.Doctor.Run(t.Context())); len(bad) > 0 {
+		t.Errorf("found %+v", bad)
+	}
 }
 
 func TestADaemonWithOtherFilesOrFlagsIsNotTakenForAnOldOne(t *testing.T) {

@@ -46,9 +46,9 @@ func (d *Doctor) hasEROFS() bool {
 	if err != nil {
 		return false
 	}
-	systems, err := d.read("/proc/filesystems")
+	has, err := d.mounts(release, "erofs")
 	v := kernelVersion(release)
-	return err == nil && slices.Contains(strings.Fields(systems), "erofs") && slices.Compare(v[:], fileBackedEROFS[:]) >= 0
+	return err == nil && has && slices.Compare(v[:], fileBackedEROFS[:]) >= 0
 }
 
 // askSnapshotter tells whether somebody listens.

@@ -77,10 +77,9 @@ func (d *Doctor) checkKernel(_ context.Context, r report) {
 	} else {
 		r.ok("kernel %s", release)
 	}
-	systems, err := d.read("/proc/filesystems")
-	if err != nil {
+	if has, err := d.mounts(release, "overlay"); err != nil {
 		r.warn("mount /proc", "file systems: %v", err)
-	} else if !slices.Contains(strings.Fields(systems), "overlay") {
+	} else if !has {
 		r.fail("modprobe overlay, and name it in /etc/modules-load.d/berth.conf", "the kernel has no overlayfs: images cannot be mounted")
 	}
 	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "uts"} {
@@ -91,6 +90,16 @@ func (d *Doctor) checkKernel(_ context.Context, r report) {
 	if !d.exists("/proc/self/ns/user") {
 		r.warn("use a kernel that is built with user namespaces", "the kernel has no user namespaces: pods with hostUsers: false cannot run")
 	}
+}
+
+// mounts tells whether the kernel has a file system, or a module of it, which it loads by itself when one is mounted.
+func (d *Doctor) mounts(release, name string) (bool, error) {
+	systems, err := d.read("/proc/filesystems")
+	if err != nil || slices.Contains(strings.Fields(systems), name) {
+		return err == nil, err
+	}
+	modules, err := d.read("/lib/modules/" + release + "/modules.dep")
+	return err == nil && strings.Contains(modules, "/"+name+".ko"), nil
 }
 
 // kernelVersion is major and minor, zeros where there are none.
@@ -126,9 +135,16 @@ func (d *Doctor) checkSecurity(_ context.Context, r report) {
 }
 
 // hasProgram looks where packages put programs for root.
-func (d *Doctor) hasProgram(name string) bool {
-	return slices.ContainsFunc([]string{"/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/", "/usr/local/sbin/", "/usr/local/bin/"},
-		func(dir string) bool { return d.exists(dir + name) })
+func (d *Doctor) hasProgram(name string) bool { return d.program(name) != "" }
+
+// program is where it is, in the order of a shim's PATH; "" nowhere.
+func (d *Doctor) program(name string) string {
+	for _, dir := range []string{"/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/"} {
+		if d.exists(dir + name) {
+			return d.path(dir + name)
+		}
+	}
+	return ""
 }
 
 // setting is a sysctl that pods need.

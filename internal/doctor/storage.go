@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/berth-run/berth/internal/linux/verity"
@@ -32,6 +33,7 @@ func (d *Doctor) checkStorage(_ context.Context, r report) {
 		info, err := os.Stat(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			r.ok("%s is made when the daemon starts", dir)
+			d.checkSpace(r, nearest(dir))
 			continue
 		}
 		if err != nil {
@@ -43,6 +45,16 @@ func (d *Doctor) checkStorage(_ context.Context, r report) {
 				fix = func() error { return os.Chmod(dir, folder.mode) }
 		}
 		d.checkSpace(r, dir)
+	}
+}
+
+// nearest is the folder in which one that is not there yet, with those above it, is going to be made.
+func nearest(dir string) string {
+	for {
+		dir = filepath.Dir(dir)
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			return dir
+		}
 	}
 }
 
