@@ -65,11 +65,10 @@ func (r *Runtime) Version(ctx context.Context, handler string) (Version, error) 
 }
 
 // Features runs the handler's binary with `features`. The answer is cached until the binary changes; so is that
-// it has none (ErrUnsupported).
+// it has none (ErrUnsupported), but no failure to run it.
 func (r *Runtime) Features(ctx context.Context, handler string) (Features, error) {
 	answer, err := r.ask(ctx, handler, []string{"features"}, func(out []byte) (any, error) { return parseFeatures(out) })
-	var refused *exec.ExitError
-	if errors.As(err, &refused) {
+	if refused(err) {
 		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	if err != nil {
@@ -110,13 +109,14 @@ func (r *Runtime) ask(ctx context.Context, handler string, args []string, parse 
 		defer cancel()
 		p := probe{binary: binary}
 		out, err := runTool(ctx, h.Path, args...)
+		lasts := err == nil || refused(err)
 		if err == nil {
 			p.answer, err = parse(out)
 		}
 		if err != nil {
 			p.err = fmt.Errorf("runtime handler %s: %w", h.Name, err)
 		}
-		if ctx.Err() == nil { // a host too busy to answer today may answer tomorrow
+		if lasts { // a host that is too busy, or short of memory, today may answer tomorrow
 			r.mu.Lock()
 			r.probes[key] = p
 			r.mu.Unlock()
@@ -129,6 +129,12 @@ func (r *Runtime) ask(ctx context.Context, handler string, args []string, parse 
 	case <-ctx.Done():
 		return nil, fmt.Errorf("runtime handler %s: %w", h.Name, ctx.Err())
 	}
+}
+
+// refused tells that a program has ended by itself, with an error: not for want of something, or by a signal.
+func refused(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.Exited()
 }
 
 // parseVersion reads "runc version 1.5.2\nspec: 1.3.0\n…", which is the form of crun, youki and runsc, too.

@@ -106,6 +106,21 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
+// TestABinaryThatWasKilledIsAskedAgain: the kernel may kill for want of memory, and that says nothing about the binary.
+func TestABinaryThatWasKilledIsAskedAgain(t *testing.T) {
+	lives := filepath.Join(t.TempDir(), "lives")
+	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: script(t, "[ -e "+lives+" ] || kill -9 $$; echo '{\"mountOptions\":[\"rro\"]}'")}}})
+	if f, err := r.Features(timeout(t, 5*time.Second), "runc"); err == nil || errors.Is(err, ErrUnsupported) {
+		t.Errorf("killed: %+v, %v", f, err)
+	}
+	if err := os.WriteFile(lives, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := r.Features(timeout(t, 5*time.Second), "runc"); err != nil || !f.RecursiveReadOnlyMounts {
+		t.Errorf("asked again: %+v, %v", f, err)
+	}
+}
+
 func TestARuntimeThatEntersNoUserNamespaceHasNone(t *testing.T) {
 	says := script(t, `echo '{"mountOptions":["rro"],"linux":{"namespaces":["user"],"mountExtensions":{"idmap":{"enabled":true}}}}'`)
 	r := newRuntime(t, Config{Handlers: map[string]Handler{"runc": {Path: says, EntersNoUserNamespace: true}}})

@@ -62,7 +62,10 @@ func (r *Runtime) DialSandbox(ctx context.Context, handler, id string, port uint
 		return nil, fmt.Errorf("make a folder for the connection to port %d: %w", port, err)
 	}
 	conn, err := r.dialSandbox(ctx, h, filepath.Join(dir, "s"), id, port)
-	return conn, errors.Join(err, os.RemoveAll(dir))
+	if err := os.RemoveAll(dir); err != nil {
+		r.log.Warn("the folder of a connection to a sandbox stays", "error", err)
+	}
+	return conn, err
 }
 
 // sweepForwards removes what a daemon left that was killed while it connected.
