@@ -3,7 +3,11 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berth-run/berth/internal/linux/proc"
+	"github.com/berth-run/berth/internal/shimapi"
 	"github.com/berth-run/berth/internal/shimapi/shimpb"
 	taskpb "github.com/berth-run/berth/internal/shimapi/task"
 )
@@ -48,5 +54,50 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 	}
 	if failed == 0 {
 		t.Error("no exec met the end of its container")
+	}
+}
+
+// TestAnExecWithoutItsTerminalIsEnded has an OCI runtime that starts a process, and leaves the terminal to somebody who hangs up.
+func TestAnExecWithoutItsTerminalIsEnded(t *testing.T) {
+	s := startShim(t)
+	script := `#!/bin/sh
+all="$*"
+case "$all" in *' exec '*)
+	while [ "$1" != --pid-file ]; do shift; done
+	setsid sleep 1012 &
+	echo $! > "$2"
+	until [ -e %[2]s ]; do sleep 0.01; done
+	exit 0;;
+esac
+exec %[1]s "$@"
+`
+	hungUp := filepath.Join(s.logs, "hung-up")
+	runc := filepath.Join(s.logs, "runc")
+	if err := os.WriteFile(runc, fmt.Appendf(nil, script, s.runc, hungUp), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.runc = runc
+	id := s.run(testContainer{script: "sleep 1000"})
+	dialed := make(chan error, 1)
+	go func() {
+		conn, err := net.Dial("unix", filepath.Join(shimapi.BundlePath(s.dir, id), "console-e2"))
+		for ; err != nil && s.ctx.Err() == nil; conn, err = net.Dial("unix", filepath.Join(shimapi.BundlePath(s.dir, id), "console-e2")) {
+			time.Sleep(time.Millisecond)
+		}
+		if err == nil {
+			err = conn.Close()
+		}
+		dialed <- errors.Join(err, os.WriteFile(hungUp, nil, 0o600))
+	}()
+	e, err := s.tryExec(id, false, true, "sh")
+	if err := <-dialed; err != nil {
+		t.Fatal(err)
+	}
+	if err == nil || e.id != "e2" {
+		t.Fatalf("exec %s: %v", e.id, err)
+	}
+	s.receive(e.stdout, 10*time.Second)
+	if children, err := proc.Children(s.cmd.Process.Pid); err != nil || len(children) != 1 { // the container's init
+		t.Errorf("children of the shim: %v, %v", children, err)
 	}
 }

@@ -66,6 +66,10 @@ func (p *process) launch(o *ociRuntime, call *runtimeCall, pidFile string, wire 
 	}
 	err := call.wait()
 	p.setLauncher(nil)
+	var child *reaper.Process
+	if err == nil {
+		child, err = adoptFrom(expect, pidFile)
+	}
 	var terminal *os.File
 	if tty := call.stdio.tty; tty != nil {
 		if err == nil {
@@ -77,18 +81,34 @@ func (p *process) launch(o *ociRuntime, call *runtimeCall, pidFile string, wire 
 		wire(call.stdio, terminal)
 	}
 	if err != nil {
-		return err
-	}
-	pid, err := readPID(pidFile)
-	if err != nil {
-		return err
-	}
-	child, err := expect.Adopt(pid)
-	if err != nil {
-		return err
+		return errors.Join(err, endUnowned(child))
 	}
 	p.adopt(child)
 	return nil
+}
+
+func adoptFrom(expect *reaper.Expectation, pidFile string) (*reaper.Process, error) {
+	pid, err := readPID(pidFile)
+	if err != nil {
+		return nil, err
+	}
+	return expect.Adopt(pid)
+}
+
+// endUnowned ends a process that was started and cannot be used: nobody would know of it.
+func endUnowned(child *reaper.Process) error {
+	if child == nil {
+		return nil
+	}
+	if err := child.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, pidfd.ErrGone) {
+		return err
+	}
+	select {
+	case <-child.Done():
+		return nil
+	case <-time.After(killLimit):
+		return fmt.Errorf("process %d does not end", child.PID)
+	}
 }
 
 func (p *process) setLauncher(launcher *reaper.Process) {
