@@ -326,7 +326,8 @@ func TestBadRequests(t *testing.T) {
 		"no options":       {func(r *taskpb.CreateTaskRequest) { r.Options = nil }, codes.InvalidArgument},
 		"broken options":   {func(r *taskpb.CreateTaskRequest) { r.Options.Value = []byte{0xff} }, codes.InvalidArgument},
 		"FIFOs":            {func(r *taskpb.CreateTaskRequest) { r.Stdout = "/fifo" }, codes.Unimplemented},
-		"checkpoint":       {func(r *taskpb.CreateTaskRequest) { r.Checkpoint = "/x" }, codes.Unimplemented},
+		"checkpoint":       {func(r *taskpb.CreateTaskRequest) { r.Checkpoint = "x" }, codes.InvalidArgument},
+		"half checkpoint":  {func(r *taskpb.CreateTaskRequest) { r.ParentCheckpoint = "/x" }, codes.Unimplemented},
 		"other options":    {func(r *taskpb.CreateTaskRequest) { r.Options.TypeUrl = "containerd.runc.v1.Options" }, codes.InvalidArgument},
 		"log folder is no": {func(*taskpb.CreateTaskRequest) {}, codes.FailedPrecondition},
 	} {
