@@ -25,7 +25,7 @@ const (
 	stepRootfs = "rootfs"
 	stepTask   = "task"
 	// stepImages is of a container that is restored.
-	stepImages = "images"
+	stepImages = "checkpoint"
 )
 
 func (c *Container) newPlan() *step.Plan {

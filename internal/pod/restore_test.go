@@ -398,7 +398,35 @@ func TestAPodIsOfOneInstant(t *testing.T) {
 	}
 }
 
-// TestAPodThatCannotBeRestoredInTimeIsNotThere.
+// TestAPodIsRemovedWhileItIsWrittenDown: the removal does not wait, and the checkpoint fails and leaves nothing.
+func TestAPodIsRemovedWhileItIsWrittenDown(t *testing.T) {
+	n, folder := newNode(t, withoutLabels(), t.TempDir()), t.TempDir()
+	sandbox, ids, err := twoRunning(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := n.w.waitIn("diff rootfs")
+	result := make(chan error, 1)
+	go func() {
+		result <- n.CheckpointPod(t.Context(), CheckpointPodRequest{SandboxID: sandbox, Folder: folder, Containers: ids})
+	}()
+	<-g.reached
+	if err := errors.Join(n.StopSandbox(t.Context(), sandbox), n.RemoveSandbox(t.Context(), sandbox)); err != nil {
+		t.Fatal(err)
+	}
+	close(g.open)
+	if err := <-result; err == nil {
+		t.Error("a checkpoint of what is gone")
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := n.allGoOn(); err != nil {
+		t.Error(err)
+	}
+	n.mustBeEmpty(t)
+}
+
 func TestAPodThatCannotBeRestoredInTimeIsNotThere(t *testing.T) {
 	n, folder := checkpointedPod(t)
 	ctx, cancel := context.WithCancel(t.Context())
