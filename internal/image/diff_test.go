@@ -80,7 +80,7 @@ func diffed(t *testing.T, s *Store, im Image, use func(root string)) (before, af
 	}
 	use(root)
 	var b bytes.Buffer
-	if err := s.DiffRootfs(t.Context(), id, &b); err != nil {
+	if err := s.DiffRootfs(t.Context(), id, nil, &b); err != nil {
 		t.Fatal(err)
 	}
 	return before, describe(t, root), b.Bytes()
@@ -134,7 +134,7 @@ func TestNoDifferenceIsAnEmptyLayer(t *testing.T) {
 		t.Errorf("%d bytes", len(diff))
 	}
 	for _, id := range []string{"nobody", "../x"} {
-		if err := s.DiffRootfs(t.Context(), id, &bytes.Buffer{}); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrInvalidReference) {
+		if err := s.DiffRootfs(t.Context(), id, nil, &bytes.Buffer{}); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrInvalidReference) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -150,7 +150,7 @@ func TestAFolderThatLivesElsewhereInTheImageIsNotPassedOver(t *testing.T) {
 	if err := sysx.LSetxattr(filepath.Join(upper, "moved"), "trusted.overlay.redirect", []byte("/old"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DiffRootfs(t.Context(), "r1", &bytes.Buffer{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "/moved") {
+	if err := s.DiffRootfs(t.Context(), "r1", nil, &bytes.Buffer{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "/moved") {
 		t.Error(err)
 	}
 }
@@ -171,7 +171,7 @@ func TestChangesAreAppliedToAnotherContainer(t *testing.T) {
 	id := fmt.Sprintf("d%d", containers.Add(1))
 	r, err := s.PrepareRootfs(t.Context(), RootfsRequest{ID: id, ImageID: im.ID})
 	if err == nil {
-		err = s.ApplyRootfs(t.Context(), id, bytes.NewReader(diff))
+		err = s.ApplyRootfs(t.Context(), id, nil, bytes.NewReader(diff))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -184,10 +184,35 @@ func TestChangesAreAppliedToAnotherContainer(t *testing.T) {
 	if got, want := describe(t, root), after; got != want {
 		t.Errorf("applied:\n%s\nwant:\n%s", got, want)
 	}
-	if err := s.ApplyRootfs(t.Context(), "nobody", bytes.NewReader(diff)); !errors.Is(err, ErrNotFound) {
+	if err := s.ApplyRootfs(t.Context(), "nobody", nil, bytes.NewReader(diff)); !errors.Is(err, ErrNotFound) {
 		t.Errorf("to nobody: %v", err)
 	}
-	if err := s.ApplyRootfs(t.Context(), id, strings.NewReader(strings.Repeat("no layer", 100))); !errors.Is(err, ErrCorrupt) {
+	if err := s.ApplyRootfs(t.Context(), id, nil, strings.NewReader(strings.Repeat("no layer", 100))); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("no layer: %v", err)
+	}
+}
+
+// TestChangesBelongToWhomTheContainerSees, also when another user namespace gets them.
+func TestChangesBelongToWhomTheContainerSees(t *testing.T) {
+	upper, other := t.TempDir(), t.TempDir()
+	owners := map[string]int{"root": 1 << 20, "user": 1<<20 + 1000, "the host's": 0}
+	for name, id := range owners {
+		at := filepath.Join(upper, name)
+		if err := errors.Join(os.WriteFile(at, nil, 0o600), os.Chown(at, id, id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	if err := WriteFolder(t.Context(), upper, &Owner{UID: 1 << 20, GID: 1 << 20}, &b); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadFolder(t.Context(), other, &Owner{UID: 1 << 21, GID: 1 << 21}, &b); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{"root": 1 << 21, "user": 1<<21 + 1000, "the host's": 1<<21 + 65534} {
+		var st syscall.Stat_t
+		if err := syscall.Stat(filepath.Join(other, name), &st); err != nil || st.Uid != want || st.Gid != want {
+			t.Errorf("%s is %d:%d, want %d; %v", name, st.Uid, st.Gid, want, err)
+		}
 	}
 }

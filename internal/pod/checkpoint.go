@@ -119,7 +119,7 @@ func (c *Container) capture(ctx context.Context, shim Shim, folder string) error
 }
 
 func (c *Container) diffRootfs(ctx context.Context, to string) error {
-	return writeNew(to, func(f *os.File) error { return c.m.parts.Images.DiffRootfs(ctx, c.ID, f) })
+	return writeNew(to, func(f *os.File) error { return c.m.parts.Images.DiffRootfs(ctx, c.ID, c.sandbox.owner(), f) })
 }
 
 // writeNew makes a file of a checkpoint.

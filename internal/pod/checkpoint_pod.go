@@ -93,7 +93,7 @@ func (m *Manager) canCheckpoint(handler string, config *runtimeapi.PodSandboxCon
 	}
 	switch {
 	case spec.UserNamespaceOf(config) != nil:
-		return fmt.Errorf("the pod has a user namespace of its own, which CRIU does not restore: %w", ErrUnsupported)
+		return fmt.Errorf("the pod has a user namespace of its own, and CRIU restores no process into one that is there: %w", ErrUnsupported)
 	case namespaces(config).GetPid() != runtimeapi.NamespaceMode_CONTAINER:
 		return fmt.Errorf("the pod's containers have no PID namespaces of their own, so that their process IDs may be taken where they are restored: %w", ErrUnsupported)
 	case m.parts.Labels != nil:
@@ -167,7 +167,7 @@ func (s *Sandbox) capture(ctx context.Context, shim Shim, cs []*Container, folde
 		})
 	}
 	if err == nil && s.paths.pins.IPC != "" {
-		err = writeNew(filepath.Join(folder, checkpoint.SharedMemory), func(f *os.File) error { return image.WriteFolder(ctx, s.paths.shm, f) })
+		err = writeNew(filepath.Join(folder, checkpoint.SharedMemory), func(f *os.File) error { return image.WriteFolder(ctx, s.paths.shm, s.owner(), f) })
 	}
 	return errors.Join(err, each(cs, func(_ int, c *Container) error { return c.thaw(context.WithoutCancel(ctx), shim) }))
 }

@@ -227,7 +227,7 @@ func (f fakeImages) FillVolumes(_ context.Context, r image.FillRequest) error {
 	}
 	return f.call("fill volumes", func() error { return nil })
 }
-func (f fakeImages) DiffRootfs(_ context.Context, id string, w io.Writer) error {
+func (f fakeImages) DiffRootfs(_ context.Context, id string, _ *image.Owner, w io.Writer) error {
 	return f.call("diff rootfs", func() error {
 		if !f.held["pause "+id] {
 			return errors.New("difference of a root file system that changes")
@@ -236,7 +236,7 @@ func (f fakeImages) DiffRootfs(_ context.Context, id string, w io.Writer) error 
 		return err
 	})
 }
-func (f fakeImages) ApplyRootfs(_ context.Context, id string, r io.Reader) error {
+func (f fakeImages) ApplyRootfs(_ context.Context, id string, _ *image.Owner, r io.Reader) error {
 	return f.call("apply to rootfs", func() error {
 		if data, err := io.ReadAll(r); err != nil || string(data) != "layer" || !f.held["rootfs "+id] {
 			return fmt.Errorf("changes %q to a root file system that is there: %v, %w", data, f.held["rootfs "+id], err)

@@ -94,9 +94,9 @@ type Images interface {
 	RemoveRootfs(ctx context.Context, id string) error
 	Rootfses() ([]string, error)
 	// DiffRootfs writes what a container has changed in its root file system, as an OCI layer. It must be paused, or have ended.
-	DiffRootfs(ctx context.Context, id string, w io.Writer) error
+	DiffRootfs(ctx context.Context, id string, owner *image.Owner, w io.Writer) error
 	// ApplyRootfs puts such a layer into a root file system that is prepared and not mounted.
-	ApplyRootfs(ctx context.Context, id string, r io.Reader) error
+	ApplyRootfs(ctx context.Context, id string, owner *image.Owner, r io.Reader) error
 }
 
 // Host is what a pod holds of the kernel. Each release is idempotent.

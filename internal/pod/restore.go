@@ -218,7 +218,7 @@ func (s *Sandbox) takeShm(ctx context.Context, from *checkpoint.Pod) error {
 		return fmt.Errorf("restore /dev/shm: %w: %w", ErrState, err)
 	}
 	defer f.Close()
-	return restoring("/dev/shm", image.ReadFolder(ctx, s.paths.shm, f))
+	return restoring("/dev/shm", image.ReadFolder(ctx, s.paths.shm, s.owner(), f))
 }
 
 // asRestored is the pod that RestorePod has made.
@@ -257,7 +257,7 @@ func (c *Container) takeChanges(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	defer f.Close()
-	return restoring("the root file system", c.m.parts.Images.ApplyRootfs(ctx, c.ID, f))
+	return restoring("the root file system", c.m.parts.Images.ApplyRootfs(ctx, c.ID, c.sandbox.owner(), f))
 }
 
 // takeImages copies what CRIU restores: until then, the checkpoint may be changed or be gone.

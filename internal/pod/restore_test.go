@@ -207,6 +207,10 @@ func TestWhatDoesNotGoWithTheCheckpointIsRefused(t *testing.T) {
 		"a relative path":    {func(r *RestorePodRequest) { r.Folder = "x" }, ErrInvalid, "not absolute"},
 		"an unknown handler": {func(r *RestorePodRequest) { r.Handler = "none" }, ErrInvalid, "none"},
 		"no PID namespaces":  {func(r *RestorePodRequest) { r.Config = podConfig() }, ErrUnsupported, "PID namespaces"},
+		"a user namespace": {func(r *RestorePodRequest) {
+			mapping := []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 65536}}
+			r.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
+		}, ErrUnsupported, "user namespace"},
 		"the host's network": {func(r *RestorePodRequest) {
 			r.Config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		}, ErrState, "namespace options"},

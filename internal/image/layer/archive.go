@@ -35,10 +35,11 @@ func Archive(ctx context.Context, root string, w io.Writer) error {
 }
 
 // Changes writes what overlayfs has put into a container's upper folder as an archive, like Archive, but for the root itself, which is nobody's change, and
-// sockets, which nobody can listen on again. Nothing may write to it meanwhile. ErrElsewhere.
-func Changes(ctx context.Context, upper string, w io.Writer) error {
+// sockets, which nobody can listen on again. Nothing may write to it meanwhile. root are the host's IDs of the container's root; who is not in its user
+// namespace is nobody, as the container sees it. ErrElsewhere.
+func Changes(ctx context.Context, upper string, root Owner, w io.Writer) error {
 	a := newArchiver(ctx, upper, w)
-	a.used = true
+	a.used, a.owner = true, root
 	if err := a.all(); err != nil {
 		return fmt.Errorf("archive changes: %w", err)
 	}
@@ -48,6 +49,20 @@ func Changes(ctx context.Context, upper string, w io.Writer) error {
 // ErrElsewhere means that overlayfs keeps the content of a file or folder in another place of the layers below.
 var ErrElsewhere = errors.New("overlayfs keeps it in another place")
 
+// Owner are the host's IDs of a root; those of others follow. The zero value is the host's own.
+type Owner struct{ UID, GID int }
+
+// nobody is the ID that the kernel shows for those that a user namespace does not have.
+const nobody = 65534
+
+// inside is a host's ID as a user namespace has it whose root is the host's root.
+func inside(id uint32, root int) int {
+	if int64(id) < int64(root) {
+		return nobody
+	}
+	return int(id) - root
+}
+
 type inode struct{ dev, ino uint64 }
 
 type archiver struct {
@@ -56,6 +71,7 @@ type archiver struct {
 	w     *tar.Writer
 	links map[inode]string // files with several names, by the first
 	used  bool             // root is what a container has written, not a layer
+	owner Owner
 }
 
 func newArchiver(ctx context.Context, root string, w io.Writer) *archiver {
@@ -81,7 +97,7 @@ func (a *archiver) entry(at string, d fs.DirEntry, err error) error {
 		return &fs.PathError{Op: "lstat", Path: at, Err: err}
 	}
 	name := strings.TrimPrefix(strings.TrimPrefix(at, a.root), "/")
-	h := &tar.Header{Name: name, Mode: int64(st.Mode & permMask), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+	h := &tar.Header{Name: name, Mode: int64(st.Mode & permMask), Uid: inside(st.Uid, a.owner.UID), Gid: inside(st.Gid, a.owner.GID), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
 		Format: tar.FormatPAX}
 	if a.used && st.Mode&typeMask == modeSocket {
 		return nil

@@ -61,6 +61,8 @@ type Target struct {
 	Overlay bool
 	// Parents are the folders of the layers below, topmost first, from which folders take their attributes that the layer does not name.
 	Parents []string
+	// Owner are the host's IDs of the root to whom the files belong, as others to those that follow.
+	Owner Owner
 }
 
 // Apply is Extract to any target.
@@ -76,6 +78,7 @@ func Apply(ctx context.Context, to Target, r io.Reader) (_ Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
+	entries.owner = to.Owner
 	plain := newPlain(r)
 	defer plain.Close()
 	stream := &bounded{ctx: ctx, r: plain, room: entries}
@@ -141,6 +144,7 @@ type entries struct {
 	bytes, free    uint64
 	count, inodes  uint64
 	memory         int // that is left
+	owner          Owner
 }
 
 // Returner is a compressed layer that gives its space back to the disk while it is read: a layer's reader may be one.
@@ -196,6 +200,7 @@ func (e *entries) see(h *tar.Header) (bool, error) {
 	if err := e.remember(h); err != nil {
 		return false, err
 	}
+	h.Uid, h.Gid = h.Uid+e.owner.UID, h.Gid+e.owner.GID
 	name := path.Clean("/" + h.Name)
 	if h.Typeflag == tar.TypeDir {
 		e.named[name] = struct{}{}
