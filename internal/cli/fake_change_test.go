@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -161,6 +162,21 @@ func (f *fakeCRI) RemoveImage(_ context.Context, r *runtimeapi.RemoveImageReques
 type operator struct {
 	imagepb.UnimplementedImagesServer
 	fake *fakeCRI
+}
+
+// Pull brings nothing until its client leaves.
+func (o operator) Pull(r *imagepb.PullRequest, out grpc.ServerStreamingServer[imagepb.PullResponse]) error {
+	if !o.fake.ours {
+		return o.UnimplementedImagesServer.Pull(r, out)
+	}
+	if err := out.Send(&imagepb.PullResponse{Phase: "fetch"}); err != nil {
+		return err
+	}
+	o.fake.mu.Lock()
+	o.fake.called("pull %s", r.GetImage().GetImage())
+	o.fake.mu.Unlock()
+	<-out.Context().Done()
+	return out.Context().Err()
 }
 
 func (o operator) Untag(ctx context.Context, r *imagepb.UntagRequest) (*imagepb.UntagResponse, error) {

@@ -114,9 +114,12 @@ func (c *CLI) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig,
 	}
 	meter := newMeter(show, "pulling "+ref)
 	begin := time.Now()
-	id, err := pullWithProgress(ctx, client, ref, auth, meter)
+	id, ours, err := pullWithProgress(ctx, client, ref, auth, meter)
 	took := time.Since(begin)
 	meter.stop()
+	if ours && ctx.Err() != nil && status.Code(err) == codes.Canceled {
+		c.warn("the daemon goes on with the pull of %s, and whoever asks for it again joins it", ref)
+	}
 	if err != nil {
 		return client.Error("pull "+ref, err)
 	}
@@ -132,25 +135,25 @@ func (c *CLI) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig,
 	return err
 }
 
-// pullWithProgress pulls by berth.v1.Images, which tells how far it is. The CRI does not: other runtimes show only that it goes on.
-func pullWithProgress(ctx context.Context, client *criclient.Client, ref string, auth *runtimeapi.AuthConfig, meter *meter) (id string, err error) {
+// pullWithProgress pulls by berth.v1.Images, which tells how far it is; ours then. The CRI does not: other runtimes show only that it goes on.
+func pullWithProgress(ctx context.Context, client *criclient.Client, ref string, auth *runtimeapi.AuthConfig, meter *meter) (id string, ours bool, err error) {
 	ctx, cancel := client.Unbounded(ctx)
 	defer cancel()
 	spec := &runtimeapi.ImageSpec{Image: ref}
 	answers, err := client.Operator.Pull(ctx, &imagepb.PullRequest{Image: spec, Auth: auth})
 	if err != nil {
-		return "", err
+		return "", true, err
 	}
 	for {
 		m, err := answers.Recv()
 		switch {
 		case errors.Is(err, io.EOF) && id != "":
-			return id, nil
+			return id, true, nil
 		case status.Code(err) == codes.Unimplemented:
 			answer, err := client.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: auth})
-			return answer.GetImageRef(), err
+			return answer.GetImageRef(), false, err
 		case err != nil:
-			return "", err
+			return "", true, err
 		}
 		id = m.GetImageId()
 		meter.set(progressText(m))

@@ -218,6 +218,7 @@ func (s *screen) open(in io.Reader) (restore func()) {
 }
 
 const (
+	defaultWidth  = 80
 	defaultHeight = 24
 	ctrlC         = 3
 )
@@ -229,10 +230,10 @@ func (s *screen) draw(now, before *look, by int) error {
 	})
 	rows := output.Head("NAMESPACE", "POD", "CONTAINER", "CPU %", "MEM", "LIMIT", "RX/s", "TX/s", "RESTARTS")
 	shown := now.rows
+	width, height := defaultWidth, defaultHeight
 	if s.live {
-		height := defaultHeight
-		if _, h, err := term.GetSize(s.fd); err == nil {
-			height = h
+		if w, h, err := term.GetSize(s.fd); err == nil && w > 0 && h > 0 {
+			width, height = w, h
 		}
 		shown = shown[:min(len(shown), max(0, height-4))]
 	}
@@ -254,10 +255,21 @@ func (s *screen) draw(now, before *look, by int) error {
 	}
 	frame := text.String()
 	if s.live {
-		frame = "\x1b[H\x1b[2J" + strings.ReplaceAll(frame, "\n", "\r\n") // a raw terminal does not return the carriage
+		frame = "\x1b[H\x1b[2J" + strings.ReplaceAll(cut(frame, width), "\n", "\r\n") // a raw terminal does not return the carriage
 	}
 	_, err := io.WriteString(s.to, frame)
 	return err
+}
+
+// cut shortens each line to width: one that went on below would push the head off the screen.
+func cut(text string, width int) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if letters := []rune(line); len(letters) > width {
+			lines[i] = string(letters[:max(0, width-1)]) + "…"
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 func rate(bytes float64) string {

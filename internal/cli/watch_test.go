@@ -133,6 +133,28 @@ func inOrder(t *testing.T, column int) func(a, b string) int {
 	return func(a, b string) int { return cmp.Compare(number(b), number(a)) }
 }
 
+func TestLinesOfTheScreenAreNoLongerThanItIsWide(t *testing.T) {
+	if got, want := cut("POD  CONTAINER\nß-pod  c\nshort\n", 8), "POD  CO…\nß-pod  c\nshort\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWhoInterruptsAPullIsToldThatItGoesOn(t *testing.T) {
+	f := populated(t)
+	f.ours = true
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		for len(f.history()) == 0 && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	got := berthIn(ctx, "", "--socket", f.socket, "pull", "slow:1")
+	if got.code == 0 || !strings.Contains(got.err, "the daemon goes on with the pull of slow:1") {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestTopShowsRatesAndSorts(t *testing.T) {
 	f := populated(t)
 	got := f.berth(t, "top", "-n", "2", "-d", "100ms")
