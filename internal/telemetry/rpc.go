@@ -226,6 +226,10 @@ func levelOf(method string, code codes.Code) slog.Level {
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn
+	case codes.DeadlineExceeded:
+		if method == "ExecSync" { // the command has run into its own timeout, as probes do
+			return slog.LevelWarn
+		}
 	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.OutOfRange:
 		return slog.LevelWarn // the caller's doing
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -202,6 +203,29 @@ func TestReadCallsAreQuietAndFailuresHaveTheirText(t *testing.T) {
 		lines := h.lines(t, "call")
 		expect(t, lines[len(lines)-1], map[string]any{"level": tc.level, "code": tc.code, "error": tc.text,
 			"container": "c1", "sandbox": "s1", "pod": "ns/p1", "name": "web"})
+	}
+}
+
+// What a pod or a caller does wrong must not look like the daemon's trouble: people are woken for errors.
+func TestTheLevelTellsWhoseDoingAFailureIs(t *testing.T) {
+	for _, c := range []struct {
+		method string
+		code   codes.Code
+		want   slog.Level
+	}{
+		{"StopContainer", codes.OK, slog.LevelInfo},
+		{"StopContainer", codes.DeadlineExceeded, slog.LevelError},
+		{"StopContainer", codes.Canceled, slog.LevelWarn},
+		{"ExecSync", codes.DeadlineExceeded, slog.LevelWarn},
+		{"ExecSync", codes.Internal, slog.LevelError},
+		{"GetContainerEvents", codes.Canceled, slog.LevelDebug},
+		{"ContainerStatus", codes.NotFound, slog.LevelDebug},
+		{"StartContainer", codes.NotFound, slog.LevelWarn},
+		{"PullImage", codes.Unavailable, slog.LevelError},
+	} {
+		if got := levelOf(c.method, c.code); got != c.want {
+			t.Errorf("%s %s: %s, want %s", c.method, c.code, got, c.want)
+		}
 	}
 }
 
