@@ -396,3 +396,14 @@ func FuzzText(f *testing.F) {
 		}
 	})
 }
+
+// Who is used to YAML leaves the quotes away: the library alone says "unexpected character U+0064 'd'".
+func TestAValueWithoutQuotesIsAnsweredWithWhatToWrite(t *testing.T) {
+	for _, value := range []string{"debug", "/opt/cni", "True", "yes"} {
+		dir := write(t, map[string]string{"config.toml": "version = 1\n[log]\nlevel = " + value + "\n"})
+		_, _, err := Load(Options{File: filepath.Join(dir, "config.toml")})
+		if err == nil || !strings.Contains(err.Error(), "config.toml:3:9: ") || !strings.Contains(err.Error(), `a text stands in quotes, as "debug"`) {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+}

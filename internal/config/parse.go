@@ -88,5 +88,8 @@ func syntaxProblem(file string, err error) Problem {
 	if k := at.Key(); len(k) > 0 {
 		text = fmt.Sprintf("%s (at %s)", text, strings.Join(k, "."))
 	}
+	if strings.Contains(text, "at start of value") { // what people take over from YAML
+		text += `: a text stands in quotes, as "debug"; true and false have small letters`
+	}
 	return Problem{File: file, Line: line, Column: column, Text: text}
 }
