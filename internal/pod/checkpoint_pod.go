@@ -54,9 +54,9 @@ func (m *Manager) CheckpointPod(ctx context.Context, r CheckpointPodRequest) err
 		return fmt.Errorf("%s: checkpoint: %w", s, err)
 	}
 	kind := "CheckpointPod to " + filepath.Clean(r.Folder)
-	// Its own limit of time is ctx's, and it keeps to it as far as it can: nobody may be told before all go on.
-	return s.checkpoints.do(context.WithoutCancel(ctx), kind, func(context.Context) error {
-		err := withAll(cs, kind, func() error { return s.checkpoint(ctx, cs, filepath.Clean(r.Folder)) })
+	// Nobody may be told before all go on.
+	return s.checkpoints.doToEnd(ctx, kind, func(ctx context.Context) error {
+		err := withAll(ctx, cs, kind, func(ctx context.Context) error { return s.checkpoint(ctx, cs, filepath.Clean(r.Folder)) })
 		if err != nil {
 			return fmt.Errorf("%s: checkpoint: %w", s, err)
 		}
@@ -117,11 +117,11 @@ func emptyFolder(path string) error {
 }
 
 // withAll keeps other checkpoints of the containers, which are in the order of their IDs, out meanwhile.
-func withAll(cs []*Container, kind string, f func() error) error {
+func withAll(ctx context.Context, cs []*Container, kind string, f func(context.Context) error) error {
 	if len(cs) == 0 {
-		return f()
+		return f(ctx)
 	}
-	return cs[0].checkpoints.do(context.Background(), kind, func(context.Context) error { return withAll(cs[1:], kind, f) })
+	return cs[0].checkpoints.doToEnd(ctx, kind, func(ctx context.Context) error { return withAll(ctx, cs[1:], kind, f) })
 }
 
 func (s *Sandbox) checkpoint(ctx context.Context, cs []*Container, folder string) (err error) {

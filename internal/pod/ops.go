@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,6 +71,26 @@ func (o *ops) do(ctx context.Context, kind string, fn func(context.Context) erro
 			return o.impatient(context.DeadlineExceeded, cur, kind)
 		}
 	}
+}
+
+// doToEnd is do for work that nobody may be told of before it has ended: ctx bounds the wait for other operations, and fn, which is given it, has to give up by
+// itself.
+func (o *ops) doToEnd(ctx context.Context, kind string, fn func(context.Context) error) error {
+	var begun atomic.Bool
+	wait, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
+	defer context.AfterFunc(ctx, func() {
+		if !begun.Load() { // if it begins just now, it sees that ctx has ended, too
+			giveUp(context.Cause(ctx))
+		}
+	})()
+	return o.do(wait, kind, func(context.Context) error {
+		begun.Store(true)
+		if err := context.Cause(ctx); err != nil {
+			return fmt.Errorf("%s: %s: %w", o.object, kind, err)
+		}
+		return fn(ctx)
+	})
 }
 
 // hold keeps all operations waiting until done is closed. It is for recovery, before the first request is served.

@@ -129,3 +129,39 @@ func TestAVolumeThatDoesNotAnswerDoesNotKeepItsPod(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+func TestWhatIsWaitedForToItsEndIsGivenUpOnlyBeforeItBegins(t *testing.T) {
+	o := idleOps(func() string { return "" })
+	release := make(chan struct{})
+	other := make(chan error, 1)
+	begun := make(chan struct{})
+	go func() {
+		other <- o.do(t.Context(), "other", func(context.Context) error { close(begun); <-release; return nil })
+	}()
+	<-begun
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := o.doToEnd(ctx, "own", func(context.Context) error { t.Error("it has begun"); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("while another is in flight: %v", err)
+	}
+	close(release)
+	if err := <-other; err != nil {
+		t.Error(err)
+	}
+	if err := o.doToEnd(ctx, "own", func(context.Context) error { t.Error("it has begun"); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	ended := false
+	err = o.doToEnd(ctx, "own", func(ctx context.Context) error {
+		cancel()
+		<-ctx.Done()
+		time.Sleep(20 * time.Millisecond)
+		ended = true
+		return nil
+	})
+	if err != nil || !ended {
+		t.Errorf("ended %v, %v", ended, err)
+	}
+}

@@ -57,8 +57,8 @@ func (m *Manager) RestorePod(ctx context.Context, r RestorePodRequest) (Restored
 		if err != nil {
 			return RestoredPod{}, err
 		}
-		// Its limit of time is ctx's: who is not told of a pod must not have one.
-		err = s.ops.do(context.WithoutCancel(ctx), "RestorePod from "+r.Folder, func(context.Context) error { return s.restore(ctx, from, r) })
+		// Who is not told of a pod must not have one.
+		err = s.ops.doToEnd(ctx, "RestorePod from "+r.Folder, func(ctx context.Context) error { return s.restore(ctx, from, r) })
 		if errors.Is(err, errGone) {
 			continue // it was removed since: begin anew
 		}
@@ -178,7 +178,7 @@ func difference(was, is *runtimeapi.ContainerConfig) string {
 // restore takes the sandbox from its name to READY, with its containers.
 func (s *Sandbox) restore(ctx context.Context, from *checkpoint.Pod, r RestorePodRequest) error {
 	if was := s.facts(); was.ReadyAt != 0 && was.RemovedAt == 0 {
-		if was.RestoredFrom != r.Folder || !proto.Equal(s.Config, r.Config) || s.Handler != r.Handler {
+		if was.StoppedAt != 0 || was.RestoredFrom != r.Folder || !proto.Equal(s.Config, r.Config) || s.Handler != r.Handler {
 			return fmt.Errorf("%s: a sandbox of this name and attempt exists; remove it first: %w", s, ErrExists)
 		}
 		return nil
@@ -197,7 +197,7 @@ func (s *Sandbox) restore(ctx context.Context, from *checkpoint.Pod, r RestorePo
 			}
 			c, err := s.reserveContainer(config, &source{from, n})
 			if err == nil {
-				err = c.ops.do(context.WithoutCancel(ctx), "RestorePod", func(context.Context) error { return c.create(ctx) })
+				err = c.ops.doToEnd(ctx, "RestorePod", c.create)
 			}
 			if err != nil {
 				return err

@@ -187,6 +187,12 @@ func TestEachContainerIsRestoredFromItsOwnState(t *testing.T) {
 	if _, err := n.RestorePod(t.Context(), restoreRequest(folder)); !errors.Is(err, ErrExists) {
 		t.Errorf("a repeated call after the start: %v", err)
 	}
+	if err := n.StopSandbox(t.Context(), r.SandboxID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.RestorePod(t.Context(), restoreRequest(folder)); !errors.Is(err, ErrExists) {
+		t.Errorf("a repeated call after the stop: %v", err)
+	}
 	if err := os.MkdirAll(n.restoreDir("nobody's"), 0o700); err != nil {
 		t.Fatal(err)
 	}
