@@ -15,19 +15,15 @@ import (
 // criuConfigEnv tells CRIU of a configuration. What /etc/criu/runc.conf has comes after it, and wins.
 const criuConfigEnv = "CRIU_CONFIG_FILE"
 
-// criuArgs are those of the OCI runtime that a checkpoint and its restoration must have in common. Cgroups are the runtime's to make: of another name,
-// and with the limits of another spec.
-func criuArgs(folder string) []string {
-	return []string{"--image-path", filepath.Join(folder, shimapi.CheckpointImages), "--work-path", folder, "--file-locks", "--manage-cgroups-mode", "ignore"}
-}
-
-// criuEnv names the configuration that the caller may have put beside CRIU's images.
-func criuEnv(folder string) []string {
-	path := filepath.Join(folder, shimapi.CRIUConfig)
-	if _, err := os.Stat(path); err != nil {
-		return nil
+// criu are the arguments and the environment of the OCI runtime for CRIU, which a checkpoint and its restoration must have in common. Where the caller has put a
+// configuration beside the images, cgroups are left out, too, for what is restored has another, with the limits of another spec; that needs runc 1.2.
+func criu(folder string) (args, env []string) {
+	args = []string{"--image-path", filepath.Join(folder, shimapi.CheckpointImages), "--work-path", folder, "--file-locks"}
+	config := filepath.Join(folder, shimapi.CRIUConfig)
+	if _, err := os.Stat(config); err != nil {
+		return args, nil
 	}
-	return []string{criuConfigEnv + "=" + path}
+	return append(args, "--manage-cgroups-mode", "ignore"), []string{criuConfigEnv + "=" + config}
 }
 
 // Checkpoint has the OCI runtime, by CRIU, write the state of a container's processes into the folder of the request. The container goes on as it was:
@@ -54,18 +50,20 @@ func (t *task) checkpoint(folder string) error {
 		return rpc.Errorf(rpc.FailedPrecondition, "checkpoint container %s: another checkpoint of it is being made", t.id)
 	}
 	defer t.checkpointing.Store(false)
-	args := append([]string{"checkpoint", "--leave-running"}, criuArgs(folder)...)
-	call := &runtimeCall{options: t.options, args: append(args, t.id), env: criuEnv(folder)}
+	args, env := criu(folder)
+	args = append([]string{"checkpoint", "--leave-running"}, args...)
+	call := &runtimeCall{options: t.options, args: append(args, t.id), env: env}
 	if err := t.runtime.start(call); err != nil {
 		return err
 	}
 	return call.wait()
 }
 
-// begin is the OCI runtime's command that makes a container run, all at once.
-func (t *task) begin() []string {
+// begin is the OCI runtime's command that makes a container run, all at once, and what it has in its environment.
+func (t *task) begin() (command, env []string) {
 	if t.checkpointed == "" {
-		return []string{"run", "--detach"}
+		return []string{"run", "--detach"}, nil
 	}
-	return append([]string{"restore", "--detach"}, criuArgs(t.checkpointed)...)
+	args, env := criu(t.checkpointed)
+	return append([]string{"restore", "--detach"}, args...), env
 }

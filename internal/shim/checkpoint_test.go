@@ -96,6 +96,9 @@ func TestWhatIsRestoredGoesOn(t *testing.T) {
 					begun = "first one"
 				}
 				s.awaitOutput(id, begun)
+				if err := os.WriteFile(filepath.Join(dir, shimapi.CRIUConfig), []byte("tcp-close\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
 				if _, err := s.task.Checkpoint(s.ctx, &taskpb.CheckpointTaskRequest{Id: id, Path: dir}); err != nil {
 					log, _ := os.ReadFile(filepath.Join(dir, "dump.log"))
 					t.Fatalf("%v\n%s", err, log)
@@ -147,5 +150,22 @@ func (s *testShim) say(id, text string) {
 	defer in.Close()
 	if _, err := in.Write([]byte(text)); err != nil {
 		s.Fatal(err)
+	}
+}
+
+// TestOnlyOurOwnCheckpointsLeaveOutCgroups: others are for any runtime, and made by any runc.
+func TestOnlyOurOwnCheckpointsLeaveOutCgroups(t *testing.T) {
+	dir := t.TempDir()
+	args, env := criu(dir)
+	if strings.Contains(strings.Join(args, " "), "cgroups") || env != nil {
+		t.Errorf("for others: %q, %q", args, env)
+	}
+	config := filepath.Join(dir, shimapi.CRIUConfig)
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args, env = criu(dir)
+	if !strings.HasSuffix(strings.Join(args, " "), "--manage-cgroups-mode ignore") || len(env) != 1 || env[0] != "CRIU_CONFIG_FILE="+config {
+		t.Errorf("our own: %q, %q", args, env)
 	}
 }

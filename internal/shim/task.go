@@ -105,7 +105,7 @@ func (t *task) create() error {
 		return err
 	}
 	if !t.options.Deferred {
-		if err := t.launch(append([]string{"create"}, t.createArgs...)...); err != nil {
+		if err := t.launch(append([]string{"create"}, t.createArgs...), nil); err != nil {
 			err = errors.Join(err, t.cleanUp())
 			t.log.close()
 			return err
@@ -124,7 +124,7 @@ func (t *task) start() error {
 	}
 	var err error
 	if t.options.Deferred {
-		if err = t.launch(t.begin()...); err != nil {
+		if err = t.launch(t.begin()); err != nil {
 			err = errors.Join(err, t.cleanUp())
 			t.publish(exitStatus{code: startFailed, at: time.Now()}, false)
 			return err
@@ -144,17 +144,14 @@ func (t *task) start() error {
 }
 
 // launch runs the runtime's command and finds out about the new init.
-func (t *task) launch(command ...string) error {
+func (t *task) launch(command, env []string) error {
 	streams, err := t.newStdio()
 	if err != nil {
 		return err
 	}
 	pidFile := filepath.Join(t.bundle, shimapi.InitPIDName)
 	args := append(command, "--bundle", t.bundle, "--pid-file", pidFile)
-	call := &runtimeCall{options: t.options, stdio: streams}
-	if t.checkpointed != "" {
-		call.env = criuEnv(t.checkpointed)
-	}
+	call := &runtimeCall{options: t.options, stdio: streams, env: env}
 	if streams.tty != nil {
 		args = append(args, "--console-socket", streams.tty.address(runtimeExtraFD))
 		call.extra = streams.tty.dir
