@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -114,7 +113,7 @@ func (w *writer) file(name, path string, optional bool) {
 	if w.err != nil {
 		return
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, info, err := openFile(path)
 	if optional && errors.Is(err, fs.ErrNotExist) {
 		return
 	} else if err != nil {
@@ -122,34 +121,25 @@ func (w *writer) file(name, path string, optional bool) {
 		return
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", path)
-	}
-	if err != nil {
-		w.err = err
-		return
-	}
 	w.header(name, tar.TypeReg, 0o600, info.Size())
 	if w.err == nil {
 		_, w.err = io.CopyN(w.tar, f, info.Size())
 	}
 }
 
-// folder writes a folder of files.
+// folder writes CRIU's images.
 func (w *writer) folder(name, path string) {
 	if w.err != nil {
 		return
 	}
-	entries, err := os.ReadDir(path)
+	images, err := imagesIn(path)
 	if err != nil {
 		w.err = err
 		return
 	}
 	w.header(name+"/", tar.TypeDir, 0o700, 0)
-	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !e.Type().IsRegular() }) // such as the link to the images before these
-	for _, e := range entries {
-		w.file(name+"/"+e.Name(), filepath.Join(path, e.Name()), false)
+	for _, image := range images {
+		w.file(name+"/"+image, filepath.Join(path, image), false)
 	}
 }
 
@@ -158,4 +148,31 @@ func (w *writer) end() error {
 		return w.err
 	}
 	return w.tar.Close()
+}
+
+// openFile opens a regular file, which a link is not.
+func openFile(path string) (*os.File, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", path)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, info, nil
+}
+
+// imagesIn are the names of CRIU's images in a folder. Beside them there may be a link to the images before these.
+func imagesIn(folder string) (names []string, err error) {
+	entries, err := os.ReadDir(folder)
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
 }

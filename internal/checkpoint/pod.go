@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
@@ -96,15 +95,12 @@ func (p Pod) seal(ctx context.Context, folder string, key Key) (err error) {
 			return err
 		}
 		images := path.Join(PartsOf(n), metadata.CheckpointDirectory)
-		entries, err := os.ReadDir(filepath.Join(folder, images))
+		names, err := imagesIn(filepath.Join(folder, images))
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
-			if !e.Type().IsRegular() { // such as the link to the images before these
-				continue
-			}
-			if err := p.add(ctx, folder, path.Join(images, e.Name())); err != nil {
+		for _, name := range names {
+			if err := p.add(ctx, folder, path.Join(images, name)); err != nil {
 				return err
 			}
 		}
@@ -136,7 +132,7 @@ func (p Pod) seal(ctx context.Context, folder string, key Key) (err error) {
 
 // add notes what a file is.
 func (p Pod) add(ctx context.Context, folder, name string) error {
-	f, err := os.OpenFile(filepath.Join(folder, name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, _, err := openFile(filepath.Join(folder, name))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/checkpoint"
@@ -53,10 +52,11 @@ func (m *Manager) CheckpointPod(ctx context.Context, r CheckpointPodRequest) err
 	if err := emptyFolder(r.Folder); err != nil {
 		return fmt.Errorf("%s: checkpoint: %w", s, err)
 	}
-	kind := "CheckpointPod to " + filepath.Clean(r.Folder)
+	folder := filepath.Clean(r.Folder)
+	kind := "CheckpointPod to " + folder
 	// Nobody may be told before all go on.
 	return s.checkpoints.doToEnd(ctx, kind, func(ctx context.Context) error {
-		err := withAll(ctx, cs, kind, func(ctx context.Context) error { return s.checkpoint(ctx, cs, filepath.Clean(r.Folder)) })
+		err := withAll(ctx, cs, kind, func(ctx context.Context) error { return s.checkpoint(ctx, cs, folder) })
 		if err != nil {
 			return fmt.Errorf("%s: checkpoint: %w", s, err)
 		}
@@ -160,16 +160,16 @@ func (s *Sandbox) checkpoint(ctx context.Context, cs []*Container, folder string
 
 // capture writes what must be of one instant.
 func (s *Sandbox) capture(ctx context.Context, shim Shim, cs []*Container, folder string) error {
-	err := each(cs, func(_ int, c *Container) error { return shim.Pause(ctx, c.ID) })
+	err := each(cs, checkpointWorkers, func(_ int, c *Container) error { return shim.Pause(ctx, c.ID) })
 	if err == nil {
-		err = each(cs, func(n int, c *Container) error {
+		err = each(cs, checkpointWorkers, func(n int, c *Container) error {
 			return c.captureInto(ctx, shim, filepath.Join(folder, checkpoint.PartsOf(n)))
 		})
 	}
 	if err == nil && s.paths.pins.IPC != "" {
 		err = writeNew(filepath.Join(folder, checkpoint.SharedMemory), func(f *os.File) error { return image.WriteFolder(ctx, s.paths.shm, s.owner(), f) })
 	}
-	return errors.Join(err, each(cs, func(_ int, c *Container) error { return c.thaw(context.WithoutCancel(ctx), shim) }))
+	return errors.Join(err, each(cs, checkpointWorkers, func(_ int, c *Container) error { return c.thaw(context.WithoutCancel(ctx), shim) }))
 }
 
 func (c *Container) captureInto(ctx context.Context, shim Shim, parts string) error {
@@ -198,7 +198,7 @@ func (s *Sandbox) endCheckpoint(ctx context.Context, alive bool, cs []*Container
 	s.log.InfoContext(ctx, "a checkpoint was cut off", "folder", folder)
 	var err error
 	if shim := s.theShim(); alive && shim != nil {
-		err = each(cs, func(_ int, c *Container) error { return c.thaw(ctx, shim) })
+		err = each(cs, checkpointWorkers, func(_ int, c *Container) error { return c.thaw(ctx, shim) })
 	}
 	if err = errors.Join(err, checkpoint.DiscardPod(folder)); err == nil {
 		err = s.update(func(r *sandboxRecord) { r.Checkpoint = "" })
@@ -206,16 +206,4 @@ func (s *Sandbox) endCheckpoint(ctx context.Context, alive bool, cs []*Container
 	if err != nil {
 		s.log.WarnContext(ctx, "what a checkpoint that was cut off has left", "error", err)
 	}
-}
-
-// each calls f for all containers, a few at a time, and joins the errors.
-func each(cs []*Container, f func(n int, c *Container) error) error {
-	var g errgroup.Group
-	g.SetLimit(checkpointWorkers)
-	errs := make([]error, len(cs))
-	for n, c := range cs {
-		g.Go(func() error { errs[n] = f(n, c); return nil })
-	}
-	_ = g.Wait() // all errors are in errs
-	return errors.Join(errs...)
 }

@@ -313,12 +313,16 @@ func (s *Sandbox) allBut(some ...string) []string {
 
 // eachContainer runs f on all containers, a bounded number at a time, and joins the errors.
 func (s *Sandbox) eachContainer(f func(*Container) error) error {
+	return each(s.containers(), 32, func(_ int, c *Container) error { return f(c) })
+}
+
+// each runs f on the n-th of some containers, at most limit at a time, and joins the errors.
+func each(cs []*Container, limit int, f func(n int, c *Container) error) error {
 	var g errgroup.Group
-	g.SetLimit(32)
-	all := s.containers()
-	errs := make([]error, len(all))
-	for i, c := range all {
-		g.Go(func() error { errs[i] = f(c); return nil })
+	g.SetLimit(limit)
+	errs := make([]error, len(cs))
+	for n, c := range cs {
+		g.Go(func() error { errs[n] = f(n, c); return nil })
 	}
 	_ = g.Wait() // all errors are in errs, not just the first
 	return errors.Join(errs...)
