@@ -138,7 +138,7 @@ func (p Pod) add(ctx context.Context, folder, name string) error {
 	}
 	defer f.Close()
 	sum := sha256.New()
-	size, err := io.Copy(sum, within{ctx, f})
+	size, err := io.Copy(sum, fsys.Until{Ctx: ctx, Reader: f})
 	if err == nil {
 		err = f.Sync()
 	}
@@ -182,7 +182,7 @@ func (p *Pod) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return nil, errors.Join(fmt.Errorf("%s is no file any more: %w", filepath.Join(p.folder, name), ErrForeign), err, f.Close())
 	}
-	return &checked{within: within{ctx, f}, name: filepath.Join(p.folder, name), file: f, sum: sha256.New(), want: want}, nil
+	return &checked{Until: fsys.Until{Ctx: ctx, Reader: f}, name: filepath.Join(p.folder, name), file: f, sum: sha256.New(), want: want}, nil
 }
 
 // CopyImages copies CRIU's images of the n-th container into a folder of the caller's, in one of the name that the OCI runtime is told. ErrForeign.
@@ -234,22 +234,9 @@ func DiscardPod(folder string) error {
 	return nil
 }
 
-// within is a reader that ends with a context.
-type within struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (w within) Read(b []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return w.Reader.Read(b)
-}
-
 // checked is a file that must be what it is said to be.
 type checked struct {
-	within
+	fsys.Until
 	name string
 	file *os.File
 	sum  hash.Hash
@@ -258,7 +245,7 @@ type checked struct {
 }
 
 func (c *checked) Read(b []byte) (int, error) {
-	n, err := c.within.Read(b)
+	n, err := c.Until.Read(b)
 	c.sum.Write(b[:n])
 	c.read += int64(n)
 	if c.read > c.want.Size || errors.Is(err, io.EOF) && (c.read < c.want.Size || hex.EncodeToString(c.sum.Sum(nil)) != c.want.SHA256) {

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berth-run/berth/internal/linux/fsys"
 )
 
 // Archive writes the layer that was unpacked at root, a folder or a mounted file, as an archive again, from which Extract and Convert make the same files: with
@@ -197,19 +199,6 @@ func (a *archiver) content(at string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	_, err = io.CopyN(a.w, ended{a.ctx, f}, size)
+	_, err = io.CopyN(a.w, fsys.Until{Ctx: a.ctx, Reader: f}, size)
 	return err
-}
-
-// ended is a reader that ends with a context: a file can be as large as the disk.
-type ended struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (e ended) Read(p []byte) (int, error) {
-	if err := e.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return e.Reader.Read(p)
 }
