@@ -5,8 +5,10 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,11 +129,15 @@ func (c *CLI) restore(ctx context.Context, r *runtimeapi.RestorePodRequest) (pod
 	if err != nil {
 		return "", err
 	}
+	undo, err := makeLogFolders(r)
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("restore %s: %w", r.GetCheckpointPath(), err), undo())
+	}
 	ctx, cancel := client.Change(ctx, checkpointPatience)
 	defer cancel()
 	restored, err := client.Runtime.RestorePod(ctx, r)
-	if err != nil {
-		return "", client.Error("restore "+r.GetCheckpointPath(), err)
+	if err != nil { // and there is no pod with which they would be removed
+		return "", errors.Join(client.Error("restore "+r.GetCheckpointPath(), err), undo())
 	}
 	for _, x := range restored.GetRestoredContainers() {
 		if _, err := client.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: x.GetContainerId()}); err != nil {
@@ -173,8 +179,8 @@ func restoreRequest(folder, uid string) (*runtimeapi.RestorePodRequest, error) {
 	}
 	renamed(r.GetConfig(), uid)
 	for _, config := range r.GetContainerConfigs() {
-		if err := makeLogFolder(r.GetConfig(), config); err != nil {
-			return nil, err
+		if path := config.GetLogPath(); path != "" && !filepath.IsLocal(path) {
+			return nil, fmt.Errorf("log path %q leads out of its folder", path)
 		}
 	}
 	return r, nil
@@ -202,13 +208,38 @@ func renamed(config *runtimeapi.PodSandboxConfig, uid string) {
 	}
 }
 
-// makeLogFolder makes what a kubelet makes before a container.
-func makeLogFolder(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) error {
-	if pod.GetLogDirectory() == "" || config.GetLogPath() == "" {
-		return nil
+// makeLogFolders makes what a kubelet makes before the containers; undo removes it while it is empty.
+func makeLogFolders(r *runtimeapi.RestorePodRequest) (undo func() error, err error) {
+	var made []string // what is in a folder before it
+	undo = func() error {
+		var errs []error
+		for _, dir := range made {
+			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
 	}
-	if !filepath.IsLocal(config.GetLogPath()) {
-		return fmt.Errorf("log path %q leads out of its folder", config.GetLogPath())
+	for _, config := range r.GetContainerConfigs() {
+		if r.GetConfig().GetLogDirectory() == "" || config.GetLogPath() == "" {
+			continue
+		}
+		dir := filepath.Dir(filepath.Join(r.GetConfig().GetLogDirectory(), config.GetLogPath()))
+		made = append(missing(dir), made...)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return undo, err
+		}
 	}
-	return os.MkdirAll(filepath.Dir(filepath.Join(pod.GetLogDirectory(), config.GetLogPath())), 0o755)
+	return undo, nil
+}
+
+// missing are those of a folder and the folders above it that are not there.
+func missing(dir string) (dirs []string) {
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs
 }

@@ -51,6 +51,17 @@ func jsonOf(m proto.Message) json.RawMessage {
 }
 
 func (f *fakeCRI) RestorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	f.mu.Lock()
+	refuse := f.refuseRestore
+	f.mu.Unlock()
+	if refuse {
+		for _, c := range r.ContainerConfigs {
+			if _, err := os.Stat(filepath.Dir(filepath.Join(r.Config.LogDirectory, c.LogPath))); err != nil {
+				return nil, err
+			}
+		}
+		return nil, errors.New("refused")
+	}
 	if _, ok := ctx.Deadline(); !ok || r.RuntimeHandler != "runc" {
 		return nil, fmt.Errorf("no deadline, or handler %q", r.RuntimeHandler)
 	}
@@ -113,5 +124,22 @@ func TestWhatIsNoCheckpointIsNotRestored(t *testing.T) {
 	}
 	if calls := f.history(); len(calls) > 0 {
 		t.Errorf("calls %q", calls)
+	}
+}
+
+func TestARestorationThatFailsLeavesNoFolders(t *testing.T) {
+	f := populated(t)
+	folder := t.TempDir()
+	if got := f.berth(t, "checkpoint", "--pod", "front", folder); got.code != 0 {
+		t.Fatalf("got %+v", got)
+	}
+	f.mu.Lock()
+	f.refuseRestore = true
+	f.mu.Unlock()
+	if got := f.berth(t, "restore", folder); got.code == 0 || !strings.Contains(got.err, "refused") || strings.Contains(got.err, "remove") {
+		t.Errorf("got %+v", got)
+	}
+	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 1 {
+		t.Errorf("left beside the manifest: %v, %v", entries, err)
 	}
 }

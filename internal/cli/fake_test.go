@@ -46,14 +46,16 @@ type fakeCRI struct {
 	podOf      map[string]string
 	images     []*runtimeapi.Image
 	calls      []string
-	configs    []*runtimeapi.ContainerConfig
-	auth       *runtimeapi.AuthConfig
-	acts       map[string][]act // by container name, one for each attempt; the last is repeated
-	fail       map[string]error // by method
-	ends       bool             // the stream of events ends
-	ours       bool             // it is Berth: it serves berth.v1.Images, too
-	looks      int64            // how often statistics were asked for
-	exec       func(*runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error)
+	// refuseRestore has RestorePod fail.
+	refuseRestore bool
+	configs       []*runtimeapi.ContainerConfig
+	auth          *runtimeapi.AuthConfig
+	acts          map[string][]act // by container name, one for each attempt; the last is repeated
+	fail          map[string]error // by method
+	ends          bool             // the stream of events ends
+	ours          bool             // it is Berth: it serves berth.v1.Images, too
+	looks         int64            // how often statistics were asked for
+	exec          func(*runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error)
 }
 
 func newFake(t *testing.T) *fakeCRI {
